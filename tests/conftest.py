@@ -1,0 +1,123 @@
+"""What all tests share: eight CPU devices, torchvision on a CPU build of PyTorch, and data sets written to disk."""
+
+import contextlib
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+def import_torchvision():
+    """torchvision's wheel expects CUDA's operators: beside a CPU build of PyTorch two of them have to be declared."""
+    import torch
+
+    try:
+        import torchvision
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+
+        torchvision.declared_operators = library  # they live as long as this
+    return torchvision
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    return import_torchvision()
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A TFDS data directory for the digits."""
+    from vgg_jax.data import digits
+
+    path = str(tmp_path_factory.mktemp("tfds"))
+    digits.prepare(path)
+    return path
+
+
+def relative_error(actual, expected):
+    """Norm of the difference over norm, over whole trees."""
+    actual, expected = (
+        np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+        for tree in (actual, expected)
+    )
+    return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+
+
+def write_tfds(data_dir, name, version, features, splits):
+    """Writes a TFDS data set in array_record format without TensorFlow; `splits` maps names to lists of examples."""
+    import tensorflow_datasets as tfds
+
+    directory = os.path.join(data_dir, name, version)
+    os.makedirs(directory)
+    identity = tfds.core.DatasetIdentity(
+        name=name, version=tfds.core.Version(version), data_dir=directory, module_name="tests"
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(features))
+    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=10_000, file_format="array_record")
+    writer.initialize_splits(list(splits))
+    writer.add_examples(splits)
+    writer.close_all()
+
+
+def write_cifar10(data_dir, num_train, num_test):
+    """A cifar10 3.0.2 of noise around one colour for each class."""
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    colours = random.integers(0, 256, (10, 1, 1, 3))
+
+    def examples(split, count):
+        for i in range(count):
+            noise = random.integers(-60, 60, (32, 32, 3))
+            image = np.clip(colours[i % 10] + noise, 0, 255).astype(np.uint8)
+            yield {"image": Image.fromarray(image), "label": i % 10, "id": f"{split}_{i:05d}"}
+
+    features = {
+        "id": tfds.features.Text(),
+        "image": tfds.features.Image(shape=(32, 32, 3), encoding_format="png"),
+        "label": tfds.features.ClassLabel(num_classes=10),
+    }
+    splits = {"train": list(examples("train", num_train)), "test": list(examples("test", num_test))}
+    write_tfds(data_dir, "cifar10", "3.0.2", features, splits)
+
+
+def photographs(count, seed=0):
+    """Crops of odd sizes of scikit-learn's two photographs, as PIL images."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    random = np.random.default_rng(seed)
+    sources = [Image.fromarray(image) for image in load_sample_images().images]
+    crops = []
+    for i in range(count):
+        width, height = (int(n) for n in random.integers(180, 420, 2))
+        left, top = int(random.integers(640 - width)), int(random.integers(427 - min(height, 426)))
+        crops.append(sources[i % 2].crop((left, top, left + width, min(top + height, 427))))
+    return crops
+
+
+@contextlib.contextmanager
+def raises_user_error(*parts):
+    """Expects a UserError whose message has every part and one line for each problem."""
+    from vgg_jax.errors import UserError
+
+    with pytest.raises(UserError) as caught:
+        yield
+    for part in parts:
+        assert part in str(caught.value)

@@ -1,0 +1,146 @@
+"""Every layer of ours against PyTorch's or XLA's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax import lax
+
+from tests.conftest import relative_error
+from vgg_jax.layers import BatchNorm, adaptive_avg_pool, conv3x3, local_response_norm, max_pool
+
+# Both sides are float64 sums in another order.
+ROUNDING = 1e-12
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def to_torch(x):
+    """NHWC to an NCHW tensor that records gradients."""
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).requires_grad_()
+
+
+def from_torch(x):
+    return x.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def output_and_gradient(layer, x, weights):
+    """The layer's output, and the gradient of its weighted sum by the input."""
+
+    def loss(x):
+        y = layer(x)
+        return (y * weights).sum(), y
+
+    gradient, y = jax.jit(jax.grad(loss, has_aux=True))(x)
+    return y, gradient
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 5])
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 2), (5, 4)], ids=str)
+def test_conv3x3_equals_xla(size, channels, x64):
+    x, kernel = normal(2, *size, channels), normal(3, 3, channels, 7, seed=1)
+    weights = normal(2, *size, 7, seed=2)
+
+    def by_xla(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def ours(x, kernel):
+        return conv3x3(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    values_and_gradients = [
+        (conv(x, kernel), jax.grad(lambda *a, conv=conv: (conv(*a) * weights).sum(), argnums=(0, 1))(x, kernel))
+        for conv in (ours, by_xla)
+    ]
+    assert relative_error(*values_and_gradients) < ROUNDING
+
+
+@pytest.mark.parametrize("size", [(2, 2), (4, 6), (5, 4), (7, 7)], ids=str)
+def test_max_pool_equals_torch_ties_included(size, x64):
+    # Three distinct values make ties in most windows.
+    x = np.random.default_rng(0).integers(-1, 2, (3, *size, 8)).astype(np.float64)
+    weights = normal(3, size[0] // 2, size[1] // 2, 8, seed=1)
+    tensor = to_torch(x)
+    pooled = torch.nn.functional.max_pool2d(tensor, 2)
+    (pooled * torch.from_numpy(weights.transpose(0, 3, 1, 2))).sum().backward()
+    y, gradient = output_and_gradient(max_pool, x, weights)
+    np.testing.assert_array_equal(y, from_torch(pooled))
+    np.testing.assert_array_equal(gradient, from_torch(tensor.grad))
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_max_pool_keeps_nan(position):
+    x = np.arange(4.0).reshape(1, 2, 2, 1)
+    x.reshape(-1)[position] = np.nan
+    assert np.isnan(max_pool(jnp.asarray(x)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+@pytest.mark.parametrize("height", [1, 2, 3, 5, 6, 7, 8, 10, 13, 14, 15, 31])
+def test_adaptive_avg_pool_equals_torch(height, size, x64):
+    for width in (1, 7, 15):
+        x, weights = normal(2, height, width, 3), normal(2, size, size, 3, seed=1)
+        tensor = to_torch(x)
+        pooled = torch.nn.functional.adaptive_avg_pool2d(tensor, size)
+        (pooled * torch.from_numpy(weights.transpose(0, 3, 1, 2))).sum().backward()
+        y, gradient = output_and_gradient(lambda x: adaptive_avg_pool(x, size), x, weights)
+        assert relative_error(y, from_torch(pooled)) < ROUNDING
+        assert relative_error(gradient, from_torch(tensor.grad)) < ROUNDING
+
+
+def test_local_response_norm_equals_torch(x64):
+    x, weights = 10 * normal(2, 3, 4, 16), normal(2, 3, 4, 16, seed=1)
+    tensor = to_torch(x)
+    normalised = torch.nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2)(tensor)
+    (normalised * torch.from_numpy(weights.transpose(0, 3, 1, 2))).sum().backward()
+    y, gradient = output_and_gradient(local_response_norm, x, weights)
+    assert relative_error(y, from_torch(normalised)) < ROUNDING
+    assert relative_error(gradient, from_torch(tensor.grad)) < ROUNDING
+
+
+def test_batch_norm_trains_as_torch(x64):
+    """Output, gradients and running statistics over three batches, then the output by the running statistics."""
+    layer, reference = BatchNorm(dtype=jnp.float64, param_dtype=jnp.float64), torch.nn.BatchNorm2d(6).double()
+    variables = layer.init(jax.random.key(0), normal(2, 3, 4, 6), False)
+    scale, bias = normal(6, seed=8), normal(6, seed=9)
+    params, batch_stats = {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)}, variables["batch_stats"]
+    with torch.no_grad():
+        reference.weight.copy_(torch.from_numpy(scale))
+        reference.bias.copy_(torch.from_numpy(bias))
+
+    def loss(params, batch_stats, x, weights):
+        y, updates = layer.apply({"params": params, "batch_stats": batch_stats}, x, False, mutable=["batch_stats"])
+        return (y * weights).sum(), (y, updates["batch_stats"])
+
+    for seed in range(3):
+        x, weights = 5 + 3 * normal(2, 3, 4, 6, seed=seed), normal(2, 3, 4, 6, seed=seed + 3)
+        (gradients, input_gradient), (y, batch_stats) = jax.grad(loss, argnums=(0, 2), has_aux=True)(
+            params, batch_stats, x, weights
+        )
+        tensor = to_torch(x)
+        reference.zero_grad()
+        expected = reference(tensor)
+        (expected * torch.from_numpy(weights.transpose(0, 3, 1, 2))).sum().backward()
+        assert relative_error(y, from_torch(expected)) < ROUNDING
+        assert relative_error(input_gradient, from_torch(tensor.grad)) < ROUNDING
+        assert relative_error(gradients["scale"], reference.weight.grad.numpy()) < ROUNDING
+        assert relative_error(gradients["bias"], reference.bias.grad.numpy()) < ROUNDING
+    assert relative_error(batch_stats["mean"], reference.running_mean.numpy()) < ROUNDING
+    assert relative_error(batch_stats["var"], reference.running_var.numpy()) < ROUNDING
+
+    y = layer.apply({"params": params, "batch_stats": batch_stats}, x, True)
+    assert relative_error(y, from_torch(reference.eval()(to_torch(x)))) < ROUNDING
+
+
+def test_batch_norm_in_bfloat16_keeps_float32_statistics():
+    layer = BatchNorm(dtype=jnp.bfloat16)
+    x = jnp.asarray(100 + normal(8, 4, 4, 2), jnp.bfloat16)
+    variables = layer.init(jax.random.key(0), x, False)
+    y, updates = layer.apply(variables, x, False, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(jnp.float32)}
+    # The mean of the bfloat16 inputs, exact in float32 but for rounding: bfloat16 sums would be off by whole units.
+    expected = 0.1 * np.asarray(x, np.float64).mean((0, 1, 2))
+    np.testing.assert_allclose(updates["batch_stats"]["mean"], expected, rtol=1e-6)

@@ -1,0 +1,193 @@
+"""The networks: sizes, names, initialisation, fields, and what they accept."""
+
+import functools
+import math
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.conftest import relative_error
+from vgg_jax import VGG
+
+COUNTS = {  # parameters; plain and with batch norm: torchvision's own
+    (11, False): 132_863_336,
+    (11, True): 132_868_840,
+    (13, False): 133_047_848,
+    (13, True): 133_053_736,
+    (16, False): 138_357_544,
+    (16, True): 138_365_992,
+    (19, False): 143_667_240,
+    (19, True): 143_678_248,
+}
+SMALL = dict(depth=11, num_classes=10, pool_size=1, hidden=())
+
+
+def shapes(model, *image_shape):
+    images = jax.ShapeDtypeStruct(image_shape or (1, 224, 224, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def count(model, *image_shape):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(model, *image_shape)["params"]))
+
+
+@pytest.mark.parametrize(("depth", "batch_norm"), COUNTS)
+def test_parameter_counts(depth, batch_norm):
+    assert count(VGG(depth, batch_norm)) == COUNTS[depth, batch_norm]
+
+
+def test_parameter_counts_of_other_columns_and_heads():
+    assert count(VGG(16, conv1x1=True)) == 133_638_952
+    assert count(VGG(11, lrn=True)) == COUNTS[11, False]
+    assert count(VGG(16, True, num_classes=10, pool_size=1, hidden=()), 1, 32, 32, 3) == 14_728_266
+
+
+def test_layers_have_the_papers_names():
+    params = shapes(VGG(16, conv1x1=True))["params"]
+    assert sorted(params) == sorted(
+        "conv1_1 conv1_2 conv2_1 conv2_2 conv3_1 conv3_2 conv3_3 conv4_1 conv4_2 conv4_3 "
+        "conv5_1 conv5_2 conv5_3 fc6 fc7 fc8".split()
+    )
+    assert params["conv3_3"]["kernel"].shape == (1, 1, 256, 256)
+    assert params["fc6"]["kernel"].shape == (7 * 7 * 512, 4096)
+    variables = shapes(VGG(11, batch_norm=True))
+    assert set(variables["params"]["bn5_2"]) == {"scale", "bias"}
+    assert set(variables["batch_stats"]["bn1_1"]) == {"mean", "var"}
+    names = [layer.name for stage in VGG(11, lrn=True).stages for layer in stage]
+    assert names[:5] == ["conv1_1", "relu1_1", "lrn1", "pool1", "conv2_1"]
+
+
+def test_initialisation_is_torchvisions():
+    """Convolutions: normal with variance 2 / fan_out, not truncated; dense: normal, 0.01; biases 0."""
+    init = jax.jit(VGG(13, num_classes=10, hidden=(512, 512)).init)
+    params = init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    for name, leaves in params.items():
+        kernel = np.asarray(leaves["kernel"])
+        std = 0.01 if name.startswith("fc") else math.sqrt(2 / (9 * kernel.shape[-1]))
+        # The deviation of n samples has a relative error of 1 / sqrt(2 n): five of those.
+        assert abs(kernel.std() / std - 1) < 5 / math.sqrt(2 * kernel.size), name
+        assert not leaves["bias"].any()
+    assert np.abs(params["conv5_2"]["kernel"]).max() > 4 * math.sqrt(2 / (9 * 512))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(depth=15), "depth is 15; expected 11, 13, 16 or 19"),
+        (dict(depth=16, lrn=True), "it needs depth 11, not 16"),
+        (dict(depth=19, conv1x1=True), "it needs depth 16, not 19"),
+        (dict(num_classes=0), "num_classes is 0"),
+        (dict(pool_size=0), "pool_size is 0"),
+        (dict(hidden=(1, 2, 3)), "at most two positive widths"),
+        (dict(pool_after=(2, 1)), "in rising order"),
+        (dict(pool_after=(5, 6)), "stages from 1 to 5"),
+        (dict(dropout_rate=1.0), "dropout_rate is 1.0"),
+    ],
+)
+def test_wrong_fields_are_refused_at_construction(fields, message):
+    with pytest.raises(ValueError, match=message):
+        VGG(**fields)
+
+
+@pytest.mark.parametrize("image_shape", [(1, 32, 32, 1), (2, 33, 47, 4), (1, 64, 40, 3)], ids=str)
+def test_any_size_and_channels(image_shape):
+    model = VGG(11, num_classes=5, hidden=(8,), pool_size=2)
+    logits = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], jnp.zeros(image_shape))
+    assert logits.shape == (image_shape[0], 5)
+
+
+def test_fewer_pools_for_small_images():
+    model = VGG(**SMALL, pool_after=(1, 2, 3))
+    assert shapes(model, 1, 8, 8, 1)
+    with pytest.raises(ValueError, match="H and W at least 8"):
+        shapes(model, 1, 7, 8, 1)
+
+
+def test_wrong_images_are_refused():
+    with pytest.raises(ValueError, match="at least 32"):
+        shapes(VGG(**SMALL), 1, 31, 64, 3)
+    with pytest.raises(ValueError, match=r"expected \(N, H, W, C\)"):
+        shapes(VGG(**SMALL), 32, 32, 3)
+    with pytest.raises(ValueError, match="already normalised"):
+        VGG(**SMALL).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.uint8))
+
+
+def test_no_classes_gives_the_representation():
+    model = VGG(11, num_classes=None, hidden=(16, 24))
+    assert "fc8" not in shapes(model)["params"]
+    output = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], jnp.zeros((2, 32, 32, 3)))
+    assert output.shape == (2, 24)
+
+
+def test_dropout_only_in_training():
+    model = VGG(11, num_classes=4, hidden=(64, 64), pool_size=1)
+    x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    # Larger weights than the initial ones, so that the difference is no rounding.
+    variables = jax.tree.map(lambda a: 3 * a, jax.jit(model.init)(jax.random.key(0), x))
+    train = jax.jit(lambda key: model.apply(variables, x, train=True, rngs={"dropout": key}))
+    first, second = train(jax.random.key(2)), train(jax.random.key(3))
+    assert relative_error(first, second) > 0.01
+    np.testing.assert_array_equal(first, train(jax.random.key(2)))
+    plain = model.clone(dropout_rate=0.0)
+    expected = jax.jit(functools.partial(plain.apply, train=True))(variables, x)
+    np.testing.assert_array_equal(jax.jit(model.apply)(variables, x), expected)
+
+
+def test_bfloat16_computation_gives_float32_logits():
+    model = VGG(**SMALL, dtype=jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    logits = jax.jit(model.apply)(variables, x)
+    assert logits.dtype == jnp.float32
+    error = relative_error(logits, jax.jit(model.clone(dtype=jnp.float32).apply)(variables, x))
+    # bfloat16 has 8 bits: 0.4 % for each of nine roundings in a row. And it must really be in use.
+    assert 1e-4 < error < 0.05
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_remat_saves_less_and_changes_nothing(batch_norm, x64):
+    x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3), jnp.float64)
+    model = VGG(**SMALL, batch_norm=batch_norm, dtype=jnp.float64, param_dtype=jnp.float64)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    gradients, residuals = [], []
+    for remat in (False, True):
+
+        def loss(params, model=model.clone(remat=remat)):
+            logits, updates = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+            return (logits**2).sum(), updates
+
+        gradients.append(jax.jit(jax.grad(loss, has_aux=True))(variables["params"]))
+        vjp = jax.eval_shape(lambda p, loss=loss: jax.vjp(lambda p: loss(p)[0], p)[1], variables["params"])
+        residuals.append(sum(leaf.size for leaf in jax.tree.leaves(vjp)))
+    assert relative_error(*gradients) < 1e-12  # rounding, where XLA fuses differently
+    assert residuals[1] < 0.7 * residuals[0]
+
+
+def test_export_for_every_platform():
+    model = VGG(**SMALL, batch_norm=True)
+    x = jnp.zeros((8, 32, 32, 3))
+    variables = shapes(model, *x.shape)
+    exported = jax.export.export(jax.jit(model.apply), platforms=("cpu", "cuda", "tpu"))(variables, x)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert exported.out_avals[0].shape == (8, 10)
+
+
+def test_light_imports():
+    """`import vgg_jax` brings in jax and flax only; the model and the step do without the data libraries."""
+    heavy = "torch tensorflow tensorflow_datasets grain matplotlib sklearn orbax.checkpoint ml_collections tensorboardX"
+    code = f"""
+import sys
+for name in {heavy.split()[2:]!r}:
+    sys.modules[name] = None  # as where it is not installed: its import fails
+import vgg_jax
+from vgg_jax import VGG
+from vgg_jax.training import create_train_state, eval_step, train_step
+found = [name for name in {heavy.split()!r} if sys.modules.get(name)]
+assert not found, found
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,123 @@
+"""Logits agree with PyTorch's: torchvision's own eight networks, and the paper's other columns built here."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import relative_error
+from vgg_jax import from_torch
+
+NETWORKS = [f"vgg{depth}{suffix}" for depth in (11, 13, 16, 19) for suffix in ("", "_bn")]
+SIZES = [(224, 224), (32, 32), (65, 97)]
+# In float64 rounding alone gives about 3e-15. In float32 sums of up to 25,088 products in another order give 1e-6.
+TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
+
+
+def randomize_statistics(net):
+    """Random running statistics, scales and biases: with a new network's zeros and ones, mistakes would not show."""
+    generator = torch.Generator().manual_seed(1)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 2.0),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.5, 0.5),
+            ):
+                tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
+    return net
+
+
+def compare(net, dtype, sizes=SIZES):
+    """Compares the logits at every size; returns our model."""
+    net = net.to(torch.float64 if dtype == np.float64 else torch.float32).eval()
+    model, variables = from_torch(net.state_dict())
+    apply = jax.jit(model.apply)
+    for size in sizes:
+        x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(dtype)
+        with torch.no_grad():
+            expected = net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+        logits = apply(variables, x)
+        assert logits.dtype == dtype
+        assert logits.shape == expected.shape
+        assert expected.std() > 0
+        assert relative_error(logits, expected) <= TOLERANCE[dtype], size
+    return model
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_of_torchvision(name, dtype, torchvision, x64):
+    torch.manual_seed(0)
+    net = randomize_statistics(getattr(torchvision.models, name)(weights=None))
+    model = compare(net, dtype)
+    assert f"vgg{model.depth}{'_bn' * model.batch_norm}" == name
+
+
+def sequential(lrn, conv1x1):
+    """Column A-LRN or C in PyTorch, read off Table 1 independently of our table."""
+    layers, channels = [], 3
+    column_a = [[64], [128], [256, 256], [512, 512], [512, 512]]
+    column_c = [[64, 64], [128, 128], [256, 256, 256], [512, 512, 512], [512, 512, 512]]
+    for stage, widths in enumerate(column_a if lrn else column_c):
+        for i, width in enumerate(widths):
+            size = 1 if conv1x1 and i == 2 else 3
+            layers += [nn.Conv2d(channels, width, size, padding=size // 2), nn.ReLU()]
+            if lrn and stage == 0:
+                layers.append(nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2))
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(*layers)
+            self.avgpool = nn.AdaptiveAvgPool2d(7)
+            self.classifier = nn.Sequential(
+                *(nn.Linear(25088, 4096), nn.ReLU(), nn.Dropout()),
+                *(nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 1000)),
+            )
+
+        def forward(self, x):
+            return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+    return Net()
+
+
+@pytest.mark.parametrize("column", ["lrn", "conv1x1"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_columns_that_torchvision_lacks(column, dtype, x64):
+    torch.manual_seed(0)
+    net = sequential(lrn=column == "lrn", conv1x1=column == "conv1x1")
+    model = compare(net, dtype)
+    assert (model.depth, model.lrn, model.conv1x1) == ((11, True, False) if column == "lrn" else (16, False, True))
+
+
+def test_changing_the_torch_network_in_place_changes_nothing_of_ours(torchvision):
+    torch.manual_seed(0)
+    net = torchvision.models.vgg11_bn(weights=None)
+    _, variables = from_torch(net.state_dict())
+    before = jax.tree.map(np.array, variables)
+    with torch.no_grad():
+        for tensor in net.state_dict().values():
+            tensor.add_(1)
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, before))
+
+
+def test_cifar_head_of_torch():
+    """`pool_size=1, hidden=()`, as in the CIFAR networks: features, global average, one linear layer."""
+    torch.manual_seed(0)
+    features = sequential(lrn=False, conv1x1=True).features
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features, self.classifier = features, nn.Sequential(nn.Linear(512, 10))
+
+        def forward(self, x):
+            return self.classifier(self.features(x).mean((2, 3)))
+
+    model = compare(Net(), np.float32, [(64, 64)])
+    assert (model.num_classes, model.hidden, model.pool_size) == (10, (), 1)

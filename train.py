@@ -1,0 +1,177 @@
+"""Trains a VGG network: python train.py --config configs/vgg16.py [--workdir DIR] [--config.FIELD=VALUE ...]
+
+Writes to the run's directory (by default runs/NAME for configs/NAME.py): config.json, metrics.jsonl, TensorBoard
+events, curves.png and checkpoints/. The same command again goes on where the last checkpoint is. SIGINT and SIGTERM
+save and leave with exit code 130 and 143; a mistake in the command gives one line and exit code 2.
+"""
+
+import functools
+import os
+import re
+import signal
+import sys
+from types import FrameType
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import config_flags
+
+from vgg_jax.checkpoint import Checkpoints
+from vgg_jax.config import Config, check_field_name, create_model, field_names, validate
+from vgg_jax.data.augmentation import augment, normalize
+from vgg_jax.data.pipeline import Loader
+from vgg_jax.data.sources import check_config, open_split
+from vgg_jax.errors import UserError
+from vgg_jax.evaluation import evaluate
+from vgg_jax.optimizer import make_optimizer, make_schedule
+from vgg_jax.reporting import Reporter, say
+from vgg_jax.run_directory import open_run
+from vgg_jax.training import create_train_state, eval_step, train_step
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: a file of configs/")
+WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory; by default runs/NAME for configs/NAME.py")
+SUMMARY = flags.DEFINE_bool("summary", False, "print the table of the network's layers before training")
+
+
+def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> int:
+    """Trains as `config` says, or goes on with the run in `workdir`; returns the exit code."""
+    devices = jax.devices()
+    mesh = Mesh(np.array(devices), ("data",))
+    replicated = NamedSharding(mesh, P())
+    train_split, eval_split = (open_split(config.data, s) for s in (config.data.train_split, config.data.eval_split))
+    check_config(config, train_split, eval_split, len(devices))
+    open_run(workdir, config)
+    train_loader, eval_loader = (Loader(split, config.data, mesh) for split in (train_split, eval_split))
+
+    steps_per_epoch = len(train_split) // config.batch_size
+    num_steps = round(config.num_epochs * steps_per_epoch)
+    eval_every, checkpoint_every = (
+        max(1, round(epochs * steps_per_epoch)) for epochs in (config.eval_every_epochs, config.checkpoint_every_epochs)
+    )
+
+    model = create_model(config.model)
+    schedule = make_schedule(config.optimizer, steps_per_epoch, num_steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    image_shape = (config.data.image_size, config.data.image_size, train_split.channels)
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    init = functools.partial(create_train_state, model=model, optimizer=optimizer, image_shape=image_shape)
+    state = jax.jit(init, out_shardings=replicated)(init_key)
+
+    test_view = functools.partial(normalize, mean=config.data.mean, std=config.data.std)
+    train_view = functools.partial(augment, pad=config.data.pad_on_device, flip=config.data.flip, normalize=test_view)
+    jit_train_step = jax.jit(functools.partial(train_step, augment=train_view), donate_argnums=0)
+    jit_eval_step = jax.jit(functools.partial(eval_step, normalize=test_view))
+
+    if summary:
+        say(model.tabulate(init_key, np.zeros((1, *image_shape), np.float32), console_kwargs={"width": 120}))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    say(f"VGG-{model.depth} with {parameters:,} parameters on {len(devices)} {devices[0].device_kind} device(s)")
+    say(f"{len(train_split):,} training and {len(eval_split):,} evaluation images; {num_steps:,} steps")
+
+    checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"))
+    if checkpoints.latest_step is not None:
+        state = checkpoints.restore(state)
+        say(f"going on from the checkpoint of step {checkpoints.latest_step} in {workdir}")
+    start = int(state.step)
+    if start >= num_steps:
+        say(f"{workdir} is finished: step {start} of {num_steps}; for more, raise --config.num_epochs")
+        return 0
+
+    reporter = Reporter(workdir, start, num_steps, steps_per_epoch)
+    batches = train_loader.train_batches(config.seed, config.batch_size, range(start, num_steps))
+    since_report = []
+    with StopSignals() as stop:
+        for step, batch in enumerate(batches, start + 1):
+            state, metrics = jit_train_step(state, batch, step_key)
+            since_report.append(metrics)
+            leaving = step == num_steps or stop.received is not None
+
+            if step % config.log_every_steps == 0 or leaving:
+                metrics = jax.tree.map(lambda *values: float(np.mean(values)), *jax.device_get(since_report))
+                reporter.train(step, config.batch_size, {**metrics, "learning_rate": float(schedule(step - 1))})
+                since_report = []
+
+            evaluation = None
+            if step % eval_every == 0 or step == num_steps:
+                eval_batches = eval_loader.eval_batches(config.eval_batch_size)
+                evaluation = evaluate(functools.partial(jit_eval_step, state), eval_batches)
+                reporter.evaluation(step, evaluation)
+
+            if step % checkpoint_every == 0 or leaving:
+                checkpoints.save(state, evaluation)
+            if leaving:
+                break
+    checkpoints.close()
+    reporter.close()
+    if stop.received is not None and step < num_steps:
+        say(f"stopped at step {step}, which is saved; the same command goes on from there")
+        return 128 + stop.received
+    say(f"finished: step {step}; see {os.path.join(workdir, 'curves.png')}")
+    return 0
+
+
+class StopSignals:
+    """Within it, SIGINT and SIGTERM are noted in `received` instead of ending the process."""
+
+    received: int | None = None
+
+    def __enter__(self) -> "StopSignals":
+        self._handlers = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+
+def parse(argv: list[str]) -> tuple[Config, str]:
+    """The configuration and the run's directory that a command line asks for.
+
+    Raises:
+      UserError: for every mistake in the command line or the values of the configuration.
+    """
+    for argument in argv[1:]:
+        if field := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+            check_field_name(field.group(1))
+    try:
+        rest = flags.FLAGS(argv)[1:]
+        if rest:
+            raise UserError(f"unexpected argument {rest[0]!r}; expected flags only: see --help")
+        config = CONFIG.value
+        if config is None:
+            raise UserError("--config is missing; expected a file, as --config configs/digits.py")
+        hasattr(config, "batch_size")  # a file that could not be read raises at the first access
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+    except OSError as error:
+        raise UserError(f"--config: {error}") from None
+    if not isinstance(config, Config):
+        raise UserError(f"--config: get_config() returned {type(config).__name__}; expected a vgg_jax.config.Config")
+    validate(config)
+    name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
+    return config, WORKDIR.value or os.path.join("runs", name)
+
+
+def main(argv: list[str]) -> int:
+    """The command; returns its exit code."""
+    if {"--help", "-h"} & set(argv):
+        print(__doc__, flags.FLAGS.main_module_help(), "\nFields of the configuration:", sep="\n")
+        print("\n".join(f"  --config.{name}" for name in field_names()))
+        return 0
+    try:
+        config, workdir = parse(argv)
+        return train_and_evaluate(config, workdir, SUMMARY.value)
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"train.py: error: {line}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,202 @@
+"""The configuration of a run: a tree of dataclasses, and every check that can be made before the first step.
+
+Files under `configs/` build a `Config` in `get_config()`; `--config.optimizer.learning_rate=0.05` overrides a field.
+What follows from the fields is computed where it is needed, after the overrides, and never stored.
+"""
+
+import dataclasses
+import difflib
+import os
+import typing
+from typing import Any
+
+from vgg_jax.errors import UserError
+from vgg_jax.model import VGG
+
+SCHEDULES = ("constant", "step", "cosine")
+TRAIN_VIEWS = ("pad_crop", "random_resized_crop")
+DTYPES = ("float32", "bfloat16", "float64")
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """The fields of `vgg_jax.VGG`, with the head that suits small images."""
+
+    depth: int = 16
+    batch_norm: bool = True
+    lrn: bool = False
+    conv1x1: bool = False
+    num_classes: int = 10
+    pool_size: int = 1
+    hidden: tuple[int, ...] = ()
+    pool_after: tuple[int, ...] = (1, 2, 3, 4, 5)
+    dropout_rate: float = 0.5
+    dtype: str = "float32"  # of the computation; parameters are float32, or float64 with it
+    remat: bool = False
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Which TFDS data set, and how its images become the network's input."""
+
+    dataset: str = "cifar10"  # TFDS's name, or "digits"
+    data_dir: str = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
+    train_split: str = "train"
+    eval_split: str = "test"
+    image_size: int = 32  # the side of the square input, in pixels
+    resize: int = 32  # test view: short side to `resize`, then the centre `image_size`
+    train_view: str = "pad_crop"  # of the test view, on the device; or random_resized_crop, on the host
+    pad: int = 4  # of pad_crop: pixels of zeros on each side
+    flip: bool = True  # mirror half of the training images
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
+    num_threads: int = 8  # that decode images
+
+    @property
+    def pad_on_device(self) -> int:
+        """The padding of the crop that the step takes: none where the host crops."""
+        return self.pad if self.train_view == "pad_crop" else 0
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """SGD with momentum, as PyTorch's, and the learning rate's schedule."""
+
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4  # of every parameter
+    clip_norm: float = 0.0  # the gradient is scaled down to this global norm; 0: it is not
+    schedule: str = "cosine"  # to zero at the end; step: times `step_factor` at each of `step_epochs`; constant
+    step_epochs: tuple[float, ...] = ()
+    step_factor: float = 0.1
+    warmup_epochs: float = 0.0  # the rate rises linearly from zero
+
+
+@dataclasses.dataclass
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    batch_size: int = 128  # over all devices
+    eval_batch_size: int = 512
+    num_epochs: float = 200.0
+    seed: int = 0  # of the initialisation, the order, the augmentation and dropout
+    log_every_steps: int = 50
+    eval_every_epochs: float = 1.0
+    checkpoint_every_epochs: float = 1.0
+
+
+def create_model(config: ModelConfig) -> VGG:
+    """The network of a configuration."""
+    param_dtype = "float64" if config.dtype == "float64" else "float32"
+    return VGG(**dataclasses.asdict(config), param_dtype=param_dtype)
+
+
+def field_names(config_class: Any = Config, prefix: str = "") -> list[str]:
+    """The names of all fields, as after `--config.` on the command line: optimizer.learning_rate, ..."""
+    names = []
+    for field in dataclasses.fields(config_class):
+        if dataclasses.is_dataclass(field.type):
+            names += field_names(field.type, f"{prefix}{field.name}.")
+        else:
+            names.append(prefix + field.name)
+    return names
+
+
+def check_field_name(name: str) -> None:
+    """Raises UserError where `name` is no field, with the one that was probably meant."""
+    names = field_names()
+    if name in names:
+        return
+    siblings = [n for n in names if n.rpartition(".")[0] == name.rpartition(".")[0]]
+    inside = [n for n in names if n.startswith(name + ".")]
+    close = difflib.get_close_matches(name, names, n=1)
+    meant = f"did you mean config.{close[0]}? " if close else ""
+    raise UserError(f"config.{name} is not a field; {meant}Fields there: {', '.join(inside or siblings or names)}")
+
+
+def validate(config: Config) -> None:
+    """Checks all that can be known before data and devices are.
+
+    Raises:
+      UserError: with one line for each problem: what was found and what is allowed.
+    """
+    problems = _type_problems(config, "config")
+    if not problems:
+        problems = _value_problems(config)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _type_problems(node: Any, path: str) -> list[str]:
+    problems = []
+    for field in dataclasses.fields(node):
+        value, where = getattr(node, field.name), f"{path}.{field.name}"
+        if dataclasses.is_dataclass(field.type):
+            if isinstance(value, typing.cast(type, field.type)):
+                problems += _type_problems(value, where)
+            else:
+                problems.append(f"{where} is {value!r}; expected a {typing.cast(type, field.type).__name__}")
+        elif not _has_type(value, field.type):
+            name = getattr(field.type, "__name__", str(field.type)) if not typing.get_args(field.type) else field.type
+            problems.append(f"{where} is {value!r}; expected {name}")
+    return problems
+
+
+def _has_type(value: Any, annotation: Any) -> bool:
+    if typing.get_origin(annotation) is tuple:
+        return isinstance(value, tuple) and all(_has_type(v, typing.get_args(annotation)[0]) for v in value)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is annotation
+
+
+def _value_problems(config: Config) -> list[str]:
+    data, optimizer = config.data, config.optimizer
+    checks = [
+        ("batch_size", config.batch_size > 0, "1 or more"),
+        ("eval_batch_size", config.eval_batch_size > 0, "1 or more"),
+        ("num_epochs", config.num_epochs > 0, "more than 0"),
+        ("seed", 0 <= config.seed < 2**32, "0 up to 2**32 - 1"),
+        ("log_every_steps", config.log_every_steps > 0, "1 or more"),
+        ("eval_every_epochs", config.eval_every_epochs > 0, "more than 0"),
+        ("checkpoint_every_epochs", config.checkpoint_every_epochs > 0, "more than 0"),
+        ("model.dtype", config.model.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
+        ("data.image_size", data.image_size > 0, "1 or more"),
+        ("data.resize", data.resize >= data.image_size, f"at least config.data.image_size, {data.image_size}"),
+        ("data.train_view", data.train_view in TRAIN_VIEWS, f"one of {', '.join(TRAIN_VIEWS)}"),
+        ("data.pad", data.pad >= 0, "0 or more"),
+        ("data.std", all(s > 0 for s in data.std), "more than 0 for each channel"),
+        ("data.mean", len(data.mean) == len(data.std), f"as many channels as config.data.std, {len(data.std)}"),
+        ("data.num_threads", data.num_threads > 0, "1 or more"),
+        ("optimizer.learning_rate", optimizer.learning_rate > 0, "more than 0"),
+        ("optimizer.momentum", 0 <= optimizer.momentum < 1, "at least 0 and below 1"),
+        ("optimizer.weight_decay", optimizer.weight_decay >= 0, "0 or more"),
+        ("optimizer.clip_norm", optimizer.clip_norm >= 0, "0 or more"),
+        ("optimizer.schedule", optimizer.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+        ("optimizer.step_epochs", list(optimizer.step_epochs) == sorted(optimizer.step_epochs), "rising epochs"),
+        ("optimizer.step_factor", optimizer.step_factor > 0, "more than 0"),
+        ("optimizer.warmup_epochs", 0 <= optimizer.warmup_epochs < config.num_epochs, "0 or more, below num_epochs"),
+    ]  # fmt: skip
+    problems = []
+    for name, holds, allowed in checks:
+        if not holds:
+            value: Any = config
+            for part in name.split("."):
+                value = getattr(value, part)
+            problems.append(f"config.{name} is {value!r}; expected {allowed}")
+    try:
+        model = create_model(config.model)
+    except ValueError as error:
+        problems.append(f"config.model.{error}")
+    else:
+        smallest = 2 ** len(model.pool_after)
+        if data.image_size < smallest:
+            problems.append(
+                f"config.data.image_size is {data.image_size}; expected at least {smallest}, "
+                f"which the max pools of config.model.pool_after need"
+            )
+    return problems

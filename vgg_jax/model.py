@@ -1,0 +1,162 @@
+"""VGG: Table 1 of the paper, and a loop over it.
+
+Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015
+(arXiv:1409.1556). Sizes, initialisation and batch norm are torchvision's.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vgg_jax.layers import BatchNorm, adaptive_avg_pool, conv3x3, local_response_norm, max_pool
+
+# Table 1: the convolutions of each stage, by their number of channels. Their kernels are 3x3, except that the last
+# one of stages 3 to 5 in column C is 1x1; column A-LRN normalises after conv1_1. A max pool ends each stage.
+TABLE_1 = {
+    "A": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    "A-LRN": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    "B": ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    "C": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
+    "D": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
+    "E": ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512, 512, 512, 512)),
+}
+COLUMNS = {11: "A", 13: "B", 16: "D", 19: "E"}
+
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+dense_init = nn.initializers.normal(0.01)
+
+
+class Layer(NamedTuple):
+    """One layer of the convolutional part."""
+
+    kind: str  # conv, bn, relu, lrn or pool
+    name: str  # the paper's: conv3_1
+    features: int = 0  # of a convolution: its output channels
+    kernel_size: int = 0
+
+
+class VGG(nn.Module):
+    """A network of the paper, as a map from images to logits.
+
+    Call with images (N, H, W, C), float and already normalised, any C, H and W at least 2 ** len(pool_after); returns
+    logits (N, num_classes) in at least float32. `train=True` uses the batch's statistics and dropout: pass
+    `rngs={"dropout": key}` and `mutable=["batch_stats"]`.
+
+    Layers are named as in the paper: conv1_1, bn1_1, relu1_1, pool1, ..., pool5, fc6, relu6, fc7, relu7, fc8.
+
+    Raises:
+      ValueError: where a field, or the size of the images, is not one of those allowed.
+    """
+
+    depth: int = 16  # 11, 13, 16, 19: columns A, B, D, E
+    batch_norm: bool = False  # after every convolution
+    lrn: bool = False  # with depth 11: column A-LRN
+    conv1x1: bool = False  # with depth 16: column C
+    num_classes: int | None = 1000  # None: no last layer, the output is the representation
+    pool_size: int = 7  # the adaptive average pool's output, pool_size x pool_size
+    hidden: tuple[int, ...] = (4096, 4096)  # the widths of fc6 and fc7; () has fc8 only
+    pool_after: tuple[int, ...] = (1, 2, 3, 4, 5)  # the stages that end in a max pool
+    dropout_rate: float = 0.5  # after fc6 and fc7
+    dtype: Any = jnp.float32  # of the computation
+    param_dtype: Any = jnp.float32
+    remat: bool = False  # recompute each stage in the backward pass, to save memory
+
+    def __post_init__(self) -> None:
+        classes = self.num_classes
+        problems = [
+            (self.depth in COLUMNS, f"depth is {self.depth}; expected 11, 13, 16 or 19"),
+            (not self.lrn or self.depth == 11, f"lrn is column A-LRN: it needs depth 11, not {self.depth}"),
+            (not self.conv1x1 or self.depth == 16, f"conv1x1 is column C: it needs depth 16, not {self.depth}"),
+            (classes is None or classes > 0, f"num_classes is {classes}; expected 1 or more, or None"),
+            (self.pool_size > 0, f"pool_size is {self.pool_size}; expected 1 or more"),
+            (len(self.hidden) <= 2 and all(width > 0 for width in self.hidden),
+             f"hidden is {self.hidden}; expected at most two positive widths, of fc6 and fc7"),
+            (tuple(self.pool_after) == tuple(s for s in range(1, 6) if s in self.pool_after),
+             f"pool_after is {self.pool_after}; expected stages from 1 to 5 in rising order"),
+            (0 <= self.dropout_rate < 1, f"dropout_rate is {self.dropout_rate}; expected at least 0 and below 1"),
+        ]  # fmt: skip
+        for holds, problem in problems:
+            if not holds:
+                raise ValueError(problem)
+        super().__post_init__()
+
+    @property
+    def stages(self) -> list[list[Layer]]:
+        """The convolutional part: the layers of each of the five stages, in order."""
+        column = "A-LRN" if self.lrn else "C" if self.conv1x1 else COLUMNS[self.depth]
+        stages = []
+        for s, widths in enumerate(TABLE_1[column], 1):
+            layers = []
+            for i, features in enumerate(widths, 1):
+                kernel_size = 1 if column == "C" and i == 3 else 3
+                layers.append(Layer("conv", f"conv{s}_{i}", features, kernel_size))
+                if self.batch_norm:
+                    layers.append(Layer("bn", f"bn{s}_{i}"))
+                layers.append(Layer("relu", f"relu{s}_{i}"))
+                if column == "A-LRN" and s == 1:
+                    layers.append(Layer("lrn", "lrn1"))
+            if s in self.pool_after:
+                layers.append(Layer("pool", f"pool{s}"))
+            stages.append(layers)
+        return stages
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """From images (N, H, W, C) to logits (N, num_classes), as the class says."""
+        self._check(images)
+        x = images.astype(self.dtype)
+
+        for stage in self.stages:
+
+            def run_stage(self: "VGG", x: jax.Array, stage: list[Layer] = stage) -> jax.Array:
+                for layer in stage:
+                    x = self._apply_layer(layer, x, train)
+                return x
+
+            x = (nn.remat(run_stage) if self.remat else run_stage)(self, x)
+
+        x = adaptive_avg_pool(x, self.pool_size)
+        x = x.reshape(x.shape[0], -1)
+        for i, width in enumerate(self.hidden, 6):
+            x = nn.relu(self._dense(width, f"fc{i}")(x))
+            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        if self.num_classes is not None:
+            x = self._dense(self.num_classes, "fc8")(x)
+        return x.astype(jnp.promote_types(self.dtype, jnp.float32))
+
+    def _apply_layer(self, layer: Layer, x: jax.Array, train: bool) -> jax.Array:
+        match layer.kind:
+            case "conv":
+                return nn.Conv(
+                    layer.features,
+                    (layer.kernel_size, layer.kernel_size),
+                    kernel_init=conv_init,
+                    dtype=self.dtype,
+                    param_dtype=self.param_dtype,
+                    conv_general_dilated=conv3x3 if layer.kernel_size == 3 else None,
+                    name=layer.name,
+                )(x)
+            case "bn":
+                return BatchNorm(dtype=self.dtype, param_dtype=self.param_dtype, name=layer.name)(x, not train)
+            case "relu":
+                return nn.relu(x)
+            case "lrn":
+                return local_response_norm(x)
+            case "pool":
+                return max_pool(x)
+        raise AssertionError(layer.kind)
+
+    def _dense(self, features: int, name: str) -> nn.Dense:
+        return nn.Dense(features, kernel_init=dense_init, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
+
+    def _check(self, images: jax.Array) -> None:
+        smallest = 2 ** len(self.pool_after)
+        if images.ndim != 4 or min(images.shape[1:3]) < smallest:
+            raise ValueError(
+                f"images have shape {images.shape}; expected (N, H, W, C) with H and W at least {smallest}, "
+                f"which {len(self.pool_after)} max pools need"
+            )
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"images are {images.dtype}; expected floats, already normalised")

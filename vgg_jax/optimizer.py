@@ -1,0 +1,30 @@
+"""SGD with momentum, as PyTorch's, and the schedules of the learning rate."""
+
+import optax
+
+from vgg_jax.config import OptimizerConfig
+
+
+def make_schedule(config: OptimizerConfig, steps_per_epoch: int, num_steps: int) -> optax.Schedule:
+    """The learning rate as a function of the step: linear warm-up, then constant, step or cosine."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    match config.schedule:
+        case "step":
+            steps = [round(epoch * steps_per_epoch) - warmup for epoch in config.step_epochs]
+            schedule = optax.piecewise_constant_schedule(config.learning_rate, dict.fromkeys(steps, config.step_factor))
+        case "cosine":
+            schedule = optax.cosine_decay_schedule(config.learning_rate, num_steps - warmup)
+        case _:
+            schedule = optax.constant_schedule(config.learning_rate)
+    if not warmup:
+        return schedule
+    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), schedule], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """`torch.optim.SGD`: the decay of every parameter joins the (clipped) gradient before the momentum."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(schedule, config.momentum or None, nesterov=config.nesterov),
+    )

@@ -1,0 +1,115 @@
+"""What a run says and leaves behind: progress, `metrics.jsonl`, TensorBoard events, `curves.png`."""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Reporter:
+    """Reports a run of `num_steps` steps that starts, or goes on, at `start_step`.
+
+    On a terminal: a progress bar with loss, accuracy, images/s and the time left; elsewhere a plain line each time.
+    Every report is also a line of `metrics.jsonl` and a point in TensorBoard. Lines that a stopped run wrote after
+    its last checkpoint are dropped, for the steps are taken again.
+    """
+
+    def __init__(self, workdir: str, start_step: int, num_steps: int, steps_per_epoch: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._path = os.path.join(workdir, "metrics.jsonl")
+        self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
+        kept = [line for line in read_metrics(self._path) if line["step"] <= start_step]
+        with open(self._path + ".partial", "w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+        os.replace(self._path + ".partial", self._path)
+        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - close() closes it
+        self._events = SummaryWriter(workdir, purge_step=start_step + 1)
+        self._bar = tqdm(total=num_steps, initial=start_step, desc="training", unit=" steps", disable=None)
+        self._start = self._last = (time.perf_counter(), start_step)
+
+    def train(self, step: int, batch_size: int, metrics: dict[str, float]) -> None:
+        """Reports the mean `loss`, `accuracy` and the `learning_rate` of the steps since the last call."""
+        now = time.perf_counter()
+        seconds, steps = now - self._last[0], step - self._last[1]
+        self._last = (now, step)
+        left = (now - self._start[0]) / max(step - self._start[1], 1) * (self._num_steps - step)
+        self._write("train", step, {**metrics, "images_per_second": batch_size * steps / max(seconds, 1e-9)}, left)
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Reports an evaluation; the time it took does not count as training."""
+        self._write("eval", step, metrics)
+        self._last = (time.perf_counter(), step)
+
+    def close(self) -> None:
+        """Flushes everything and draws `curves.png`."""
+        self._bar.close()
+        self._file.close()
+        self._events.close()
+        draw_curves(os.path.dirname(self._path))
+
+    def _write(self, kind: str, step: int, metrics: dict[str, float], seconds_left: float | None = None) -> None:
+        epoch = step / self._steps_per_epoch
+        self._file.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **metrics}) + "\n")
+        for name, value in metrics.items():
+            self._events.add_scalar(f"{kind}/{name}", value, step)
+        numbers = "  ".join(f"{name} {_format(name, value)}" for name, value in metrics.items())
+        if self._bar.disable:
+            eta = f"  ETA {tqdm.format_interval(seconds_left)}" if seconds_left is not None else ""
+            say(f"{kind:5s}  step {step}/{self._num_steps}  epoch {epoch:.2f}  {numbers}{eta}")
+        elif kind == "train":
+            self._bar.set_postfix_str(numbers)
+            self._bar.update(step - self._bar.n)
+        else:
+            self._bar.write(f"epoch {epoch:.2f}  {numbers}")
+
+
+def say(line: str) -> None:
+    """Prints a line at once, above a progress bar if there is one."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+def read_metrics(path: str) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; none where there is no file. A last line cut short by a crash is left out."""
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def draw_curves(workdir: str) -> None:
+    """Draws loss and accuracy over the epochs, of training and evaluation, into `curves.png`."""
+    import matplotlib.figure
+
+    lines = read_metrics(os.path.join(workdir, "metrics.jsonl"))
+    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for kind, label, style in (("train", "training", "-"), ("eval", "evaluation", "o-")):
+            points = [(line["epoch"], line[name]) for line in lines if line["kind"] == kind]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, markersize=3, label=label)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("cross entropy" if name == "loss" else "accuracy")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    evaluations = [line["accuracy"] for line in lines if line["kind"] == "eval"]
+    if evaluations:
+        figure.suptitle(f"{os.path.basename(os.path.abspath(workdir))}: {evaluations[-1]:.2%} at the end")
+    figure.savefig(os.path.join(workdir, "curves.png"), dpi=120)
+
+
+def _format(name: str, value: float) -> str:
+    match name:
+        case "accuracy":
+            return f"{value:.2%}"
+        case "images_per_second":
+            return f"{value:.0f}"
+        case "learning_rate":
+            return f"{value:.3g}"
+        case "loss":
+            return f"{value:.4f}"
+    return str(value)

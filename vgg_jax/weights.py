@@ -1,0 +1,204 @@
+"""Weights: torchvision's names and layouts <-> our variables, as one table of names."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from vgg_jax.model import COLUMNS, VGG
+
+Variables = dict[str, Any]
+
+
+class Layout(NamedTuple):
+    """How one array lies in PyTorch and in JAX."""
+
+    from_torch: Callable[[np.ndarray], np.ndarray]
+    to_torch: Callable[[np.ndarray], np.ndarray]
+
+
+class Entry(NamedTuple):
+    """One line of the table: PyTorch's name, our path, the layout, and the shape in PyTorch."""
+
+    name: str
+    path: tuple[str, str, str]
+    layout: Layout
+    shape: tuple[int, ...]
+
+
+VECTOR = Layout(lambda a: a, lambda a: a)
+DENSE = Layout(np.transpose, np.transpose)  # (out, in) <-> (in, out)
+CONV = Layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
+
+
+def dense_after_pool(size: int) -> Layout:
+    """The first fully connected layer: PyTorch flattens (C, size, size), we flatten (size, size, C)."""
+    return Layout(
+        lambda a: a.reshape(a.shape[0], -1, size, size).transpose(2, 3, 1, 0).reshape(-1, a.shape[0]),
+        lambda a: a.reshape(size, size, -1, a.shape[1]).transpose(3, 2, 0, 1).reshape(a.shape[1], -1),
+    )
+
+
+def table(model: VGG, in_channels: int = 3) -> list[Entry]:
+    """Every array of `model` under torchvision's names, in torchvision's order."""
+    entries = []
+
+    def add(prefix: str, module: str, kernel: str, layout: Layout, shape: tuple[int, ...]) -> None:
+        entries.append(Entry(f"{prefix}.weight", ("params", module, kernel), layout, shape))
+        entries.append(Entry(f"{prefix}.bias", ("params", module, "bias"), VECTOR, shape[:1]))
+
+    channels = in_channels
+    for index, layer in enumerate(itertools.chain(*model.stages)):
+        prefix = f"features.{index}"
+        if layer.kind == "conv":
+            size = layer.kernel_size
+            add(prefix, layer.name, "kernel", CONV, (layer.features, channels, size, size))
+            channels = layer.features
+        elif layer.kind == "bn":
+            add(prefix, layer.name, "scale", VECTOR, (channels,))
+            for theirs, ours in (("running_mean", "mean"), ("running_var", "var")):
+                entries.append(Entry(f"{prefix}.{theirs}", ("batch_stats", layer.name, ours), VECTOR, (channels,)))
+
+    width = channels * model.pool_size**2
+    dense = [(f"fc{i}", features) for i, features in enumerate(model.hidden, 6)]
+    if model.num_classes is not None:
+        dense.append(("fc8", model.num_classes))
+    for i, (name, features) in enumerate(dense):
+        # torchvision's head is Linear, ReLU, Dropout, twice, then Linear.
+        add(f"classifier.{3 * i}", name, "kernel", DENSE if i else dense_after_pool(model.pool_size), (features, width))
+        width = features
+    return entries
+
+
+def from_torch(state_dict: Mapping[str, Any], model: VGG | None = None) -> tuple[VGG, Variables]:
+    """Copies a torchvision state dict into a model and its variables.
+
+    Args:
+      state_dict: torch tensors or NumPy arrays under torchvision's names; `num_batches_tracked` is ignored.
+      model: the network that the weights are for. By default it is read off the state dict: depth, lrn, conv1x1, batch
+        norm, classes, hidden, pool_size and param_dtype (then `dtype` is param_dtype, but at least float32). A network
+        with another `pool_after` has to be given.
+
+    Returns:
+      (model, variables), where `variables` share no memory with `state_dict`.
+
+    Raises:
+      ValueError: listing every missing or unexpected name and every wrong shape; or for float64 weights where JAX's
+        64-bit mode is off.
+    """
+    arrays = {name: _to_numpy(a) for name, a in state_dict.items() if not name.endswith("num_batches_tracked")}
+    if model is None:
+        model = _read_model(arrays)
+    first = arrays.get("features.0.weight")
+    entries = table(model, first.shape[1] if first is not None and first.ndim == 4 else 3)
+    problems = _mismatches(arrays, entries)
+    if problems:
+        raise ValueError(f"the state dict does not fit {_describe(model)}:\n  " + "\n  ".join(problems))
+
+    variables: Variables = {}
+    for name, (collection, module, leaf), layout, _ in entries:
+        dtype = model.param_dtype
+        if collection == "batch_stats":
+            dtype = jnp.promote_types(dtype, jnp.float32)
+        array = np.array(layout.from_torch(arrays[name]), dtype=dtype, order="C", copy=True)
+        if array.dtype != jax.dtypes.canonicalize_dtype(array.dtype):
+            raise ValueError(
+                f"{name} is {array.dtype}, which JAX holds only in 64-bit mode: "
+                'call jax.config.update("jax_enable_x64", True) first, or convert the weights to float32'
+            )
+        variables.setdefault(collection, {}).setdefault(module, {})[leaf] = jnp.asarray(array)
+    return model, variables
+
+
+def to_torch(model: VGG, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`: NumPy arrays under torchvision's names, in torchvision's order and layout.
+
+    Batch norm's `num_batches_tracked`, which has no counterpart here, is 0. bfloat16 arrays have ml_dtypes' dtype.
+
+    Raises:
+      ValueError: listing every array that `variables` lack or have with another shape.
+    """
+    flat = {
+        (collection, module, leaf): np.asarray(array)
+        for collection in ("params", "batch_stats")
+        for module, leaves in variables.get(collection, {}).items()
+        for leaf, array in leaves.items()
+    }
+    first = flat.get(("params", "conv1_1", "kernel"))
+    entries = table(model, first.shape[2] if first is not None and first.ndim == 4 else 3)
+    known = {entry.path for entry in entries}
+    problems = [f"unexpected {'/'.join(path)}" for path in flat if path not in known]
+    state_dict: dict[str, np.ndarray] = {}
+    for name, path, layout, shape in entries:
+        expected = layout.from_torch(np.broadcast_to(np.float32(0), shape)).shape
+        if path not in flat:
+            problems.append(f"missing {'/'.join(path)}")
+        elif flat[path].shape != expected:
+            problems.append(f"{'/'.join(path)} has shape {flat[path].shape}, expected {expected}")
+        else:
+            state_dict[name] = np.array(layout.to_torch(flat[path]), order="C", copy=True)
+            if name.endswith("running_var"):
+                state_dict[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
+    if problems:
+        raise ValueError(f"the variables do not fit {_describe(model)}:\n  " + "\n  ".join(problems))
+    return state_dict
+
+
+def _to_numpy(array: Any) -> np.ndarray:
+    """A NumPy view of a torch tensor or of anything NumPy accepts; PyTorch's bfloat16 as ml_dtypes'."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        if str(array.dtype) == "torch.bfloat16":
+            import torch
+
+            return array.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return array.numpy()
+    return np.asarray(array)
+
+
+def _read_model(arrays: Mapping[str, np.ndarray]) -> VGG:
+    """The network whose convolutional part has the state dict's names, or else the nearest."""
+    head = sorted(
+        (int(name.split(".")[1]), array.shape)
+        for name, array in arrays.items()
+        if name.startswith("classifier.") and name.endswith(".weight") and array.ndim == 2
+    )
+    if not head:
+        raise ValueError(
+            f"found no classifier.N.weight among {len(arrays)} names such as {sorted(arrays)[:3]}; "
+            "expected torchvision's names"
+        )
+    widths = tuple(shape[0] for _, shape in head)
+    param_dtype = arrays[f"classifier.{head[0][0]}.weight"].dtype
+    common: dict[str, Any] = dict(
+        num_classes=widths[-1],
+        hidden=widths[:-1],
+        pool_size=max(1, round((head[0][1][1] / 512) ** 0.5)),
+        param_dtype=jnp.dtype(param_dtype),
+        dtype=jnp.promote_types(param_dtype, jnp.float32) if param_dtype != np.float64 else jnp.dtype(param_dtype),
+    )
+    columns: list[dict[str, Any]] = [dict(depth=depth) for depth in COLUMNS]
+    columns += [dict(depth=11, lrn=True), dict(depth=16, conv1x1=True)]
+    candidates = [VGG(**column, batch_norm=batch_norm, **common) for column in columns for batch_norm in (False, True)]
+    return min(candidates, key=lambda model: len(_mismatches(arrays, table(model))))
+
+
+def _mismatches(arrays: Mapping[str, np.ndarray], entries: list[Entry]) -> list[str]:
+    expected = {entry.name: entry.shape for entry in entries}
+    missing = [f"missing {name} {shape}" for name, shape in expected.items() if name not in arrays]
+    unexpected = [f"unexpected {name} {array.shape}" for name, array in arrays.items() if name not in expected]
+    shapes = [
+        f"{name} has shape {arrays[name].shape}, expected {shape}"
+        for name, shape in expected.items()
+        if name in arrays and arrays[name].shape != shape
+    ]
+    return missing + unexpected + shapes
+
+
+def _describe(model: VGG) -> str:
+    fields = ("depth", "batch_norm", "lrn", "conv1x1", "num_classes", "pool_size", "hidden", "pool_after")
+    return "VGG(" + ", ".join(f"{field}={getattr(model, field)}" for field in fields) + ")"
