@@ -14,7 +14,7 @@ from types import FrameType
 
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
@@ -136,25 +136,31 @@ def parse(argv: list[str]) -> tuple[Config, str]:
     Raises:
       UserError: for every mistake in the command line or the values of the configuration.
     """
-    for argument in argv[1:]:
-        if field := re.match(r"--?(?:no)?config\.([^=]*)", argument):
-            check_field_name(field.group(1))
+    path = None
+    for i, argument in enumerate(argv):
+        if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+            check_field_name(match.group(1))
+        elif match := re.match(r"--?config(?:=(.*))?$", argument):
+            path = match.group(1) or "".join(argv[i + 1 : i + 2])
+    if path is None:
+        raise UserError("--config is missing; expected a file, as --config configs/digits.py")
+    if not os.path.isfile(path):
+        raise UserError(f"--config is {path!r}, which is not a file; expected one, as --config configs/digits.py")
     try:
         rest = flags.FLAGS(argv)[1:]
-        if rest:
-            raise UserError(f"unexpected argument {rest[0]!r}; expected flags only: see --help")
         config = CONFIG.value
-        if config is None:
-            raise UserError("--config is missing; expected a file, as --config configs/digits.py")
-        hasattr(config, "batch_size")  # a file that could not be read raises at the first access
     except flags.Error as error:
-        raise UserError(str(error)) from None
-    except OSError as error:
-        raise UserError(f"--config: {error}") from None
+        first, *others = str(error).splitlines()
+        # Of an error inside the file the message has the whole traceback, and the error itself in its last line.
+        raise UserError(f"{path}: {others[-1]}" if others else first) from None
+    except Exception as error:  # whatever the file raises
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; expected flags only: see --help")
     if not isinstance(config, Config):
-        raise UserError(f"--config: get_config() returned {type(config).__name__}; expected a vgg_jax.config.Config")
+        raise UserError(f"{path}: get_config() returned {type(config).__name__}; expected a vgg_jax.config.Config")
     validate(config)
-    name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
+    name = os.path.splitext(os.path.basename(path))[0]
     return config, WORKDIR.value or os.path.join("runs", name)
 
 
@@ -164,6 +170,7 @@ def main(argv: list[str]) -> int:
         print(__doc__, flags.FLAGS.main_module_help(), "\nFields of the configuration:", sep="\n")
         print("\n".join(f"  --config.{name}" for name in field_names()))
         return 0
+    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax warn of what is checked here
     try:
         config, workdir = parse(argv)
         return train_and_evaluate(config, workdir, SUMMARY.value)

@@ -6,6 +6,7 @@ What follows from the fields is computed where it is needed, after the overrides
 
 import dataclasses
 import difflib
+import math
 import os
 import typing
 from typing import Any
@@ -172,7 +173,7 @@ def _value_problems(config: Config) -> list[str]:
         ("data.std", all(s > 0 for s in data.std), "more than 0 for each channel"),
         ("data.mean", len(data.mean) == len(data.std), f"as many channels as config.data.std, {len(data.std)}"),
         ("data.num_threads", data.num_threads > 0, "1 or more"),
-        ("optimizer.learning_rate", optimizer.learning_rate > 0, "more than 0"),
+        ("optimizer.learning_rate", 0 < optimizer.learning_rate < math.inf, "more than 0, and finite"),
         ("optimizer.momentum", 0 <= optimizer.momentum < 1, "at least 0 and below 1"),
         ("optimizer.weight_decay", optimizer.weight_decay >= 0, "0 or more"),
         ("optimizer.clip_norm", optimizer.clip_norm >= 0, "0 or more"),

@@ -95,7 +95,8 @@ def draw_curves(workdir: str) -> None:
         axes.set_xlabel("epoch")
         axes.set_ylabel("cross entropy" if name == "loss" else "accuracy")
         axes.grid(alpha=0.3)
-        axes.legend()
+        if lines:
+            axes.legend()
     evaluations = [line["accuracy"] for line in lines if line["kind"] == "eval"]
     if evaluations:
         figure.suptitle(f"{os.path.basename(os.path.abspath(workdir))}: {evaluations[-1]:.2%} at the end")

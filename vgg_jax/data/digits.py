@@ -4,7 +4,6 @@ Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", 
 the part that scikit-learn ships. 8x8 images of 17 grey levels, ten classes.
 """
 
-import contextlib
 import os
 import shutil
 import tempfile
@@ -23,11 +22,19 @@ def prepare(data_dir: str) -> None:
     The test split has 360 images, stratified by class, the same always. The directory appears whole or not at all.
 
     Raises:
-      UserError: where scikit-learn, which holds the images, is absent.
+      UserError: where scikit-learn, which holds the images, is absent, or `data_dir` cannot be written.
     """
     target = os.path.join(data_dir, NAME, VERSION)
-    if os.path.isdir(target):
-        return
+    if not os.path.isdir(target):
+        try:
+            _write(target)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the digits to {target}: {error}; choose another place with --config.data.data_dir"
+            ) from None
+
+
+def _write(target: str) -> None:
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -44,30 +51,33 @@ def prepare(data_dir: str) -> None:
     train, test = train_test_split(np.arange(len(images)), test_size=NUM_TEST, stratify=digits.target, random_state=0)
 
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(target), prefix=f".{VERSION}.") as staging:
+    staging = tempfile.mkdtemp(dir=os.path.dirname(target), prefix=f".{VERSION}.")
+    try:
         identity = tfds.core.DatasetIdentity(
             name=NAME, version=tfds.core.Version(VERSION), data_dir=staging, module_name=__name__
         )
-        features = tfds.features.FeaturesDict({
+        features = {
             "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
             "label": tfds.features.ClassLabel(num_classes=10),
             "id": tfds.features.Text(),
-        })  # fmt: skip
+        }
         info = tfds.core.DatasetInfo(
-            builder=identity, features=features, description=__doc__, supervised_keys=("image", "label")
+            builder=identity,
+            features=tfds.features.FeaturesDict(features),
+            description=__doc__,
+            supervised_keys=("image", "label"),
         )
         writer = tfds.core.SequentialWriter(info, max_examples_per_shard=len(images), file_format="array_record")
         writer.initialize_splits(["train", "test"])
         for split, indices in (("train", np.sort(train)), ("test", np.sort(test))):
-            writer.add_examples({
-                split: [
-                    {"image": Image.fromarray(images[i]), "label": int(digits.target[i]), "id": f"digit_{i:04d}"}
-                    for i in indices
-                ]
-            })  # fmt: skip
+            for i in indices:
+                example = {"image": Image.fromarray(images[i]), "label": int(digits.target[i]), "id": f"digit_{i:04d}"}
+                writer.add_examples({split: [example]})
         writer.close_all()
-        # Another process may have been faster: then its copy, which is equal, stays.
-        with contextlib.suppress(OSError):
+        try:
             os.rename(staging, target)
-            os.mkdir(staging)  # for TemporaryDirectory to remove
-    shutil.rmtree(staging, ignore_errors=True)
+        except OSError:
+            if not os.path.isdir(target):  # else another process was faster, and its copy is equal
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

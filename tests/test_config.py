@@ -1,0 +1,86 @@
+"""Every mistake in a configuration is found before the first step, in one line that says what is allowed."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import pytest
+
+from tests.conftest import raises_user_error
+from vgg_jax.config import Config, check_field_name, create_model, field_names, validate
+
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_are_valid_and_say_where_they_come_from(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    validate(config)
+    assert create_model(config.model).depth == config.model.depth
+    for part in ("Source:", f"Command: python train.py --config configs/{path.name}", "Cost", "esult"):
+        assert part in module.__doc__
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("batch_size", 0, "config.batch_size is 0; expected 1 or more"),
+        ("batch_size", "64", "config.batch_size is '64'; expected int"),
+        ("num_epochs", 0.0, "config.num_epochs is 0.0; expected more than 0"),
+        ("seed", -1, "config.seed is -1; expected 0 up to 2**32 - 1"),
+        ("model.depth", 15, "config.model.depth is 15; expected 11, 13, 16 or 19"),
+        ("model.lrn", True, "config.model.lrn is column A-LRN: it needs depth 11, not 16"),
+        ("model.hidden", ("a",), "config.model.hidden is ('a',); expected tuple[int, ...]"),
+        ("model.dtype", "float8", "config.model.dtype is 'float8'; expected one of float32, bfloat16, float64"),
+        ("data.image_size", 16, "config.data.image_size is 16; expected at least 32, which the max pools"),
+        ("data.train_view", "flip", "config.data.train_view is 'flip'; expected one of pad_crop, random_resized_crop"),
+        ("data.mean", (0.5,), "config.data.mean is (0.5,); expected as many channels as config.data.std, 3"),
+        ("optimizer.learning_rate", -1.0, "config.optimizer.learning_rate is -1.0; expected more than 0, and finite"),
+        (
+            "optimizer.learning_rate",
+            float("nan"),
+            "config.optimizer.learning_rate is nan; expected more than 0, and finite",
+        ),
+        ("optimizer.schedule", "linear", "'linear'; expected one of constant, step, cosine"),
+    ],
+)
+def test_wrong_values(name, value, line):
+    config = Config()
+    node = config
+    *parents, field = name.split(".")
+    for parent in parents:
+        node = getattr(node, parent)
+    setattr(node, field, value)
+    with raises_user_error(line):
+        validate(config)
+
+
+def test_all_problems_at_once():
+    config = Config(batch_size=0, num_epochs=-1)
+    config.model.depth = 15
+    with raises_user_error("batch_size", "num_epochs", "depth") as _:
+        validate(config)
+
+
+def test_a_typo_fails_at_construction_and_on_the_command_line():
+    with pytest.raises(TypeError, match="batchsize"):
+        Config(batchsize=3)
+    check_field_name("optimizer.learning_rate")
+    with raises_user_error(
+        "config.optimizer.learning_rte is not a field; did you mean config.optimizer.learning_rate?"
+    ):
+        check_field_name("optimizer.learning_rte")
+    with raises_user_error("config.xyz is not a field; Fields there: ", "batch_size"):
+        check_field_name("xyz")
+    with raises_user_error("config.model is not a field", "model.depth"):
+        check_field_name("model")
+
+
+def test_field_names_are_all_leaves():
+    names = field_names()
+    assert {"batch_size", "model.depth", "data.mean", "optimizer.momentum"} <= set(names)
+    tree = dataclasses.asdict(Config())
+    assert len(names) == sum(len(value) if isinstance(value, dict) else 1 for value in tree.values())

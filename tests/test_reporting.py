@@ -1,0 +1,50 @@
+"""What a run leaves behind."""
+
+import json
+
+import pytest
+
+from vgg_jax.reporting import Reporter, draw_curves, read_metrics
+
+
+def report(workdir, start, stop):
+    reporter = Reporter(str(workdir), start, num_steps=8, steps_per_epoch=4)
+    for step in range(start + 1, stop + 1):
+        reporter.train(step, 32, {"loss": 1 / step, "accuracy": step / 10, "learning_rate": 0.1})
+        if step % 4 == 0:
+            reporter.evaluation(step, {"loss": 2 / step, "accuracy": step / 10, "count": 10})
+    reporter.close()
+
+
+def test_plain_lines_metrics_and_curves(tmp_path, capsys):
+    report(tmp_path, 0, 8)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    for part in ("train", "step 3/8", "epoch 0.75", "loss 0.3333", "accuracy 30.00%", "images_per_second", "ETA 0"):
+        assert part in lines[2]
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line["kind"], line["step"]) for line in metrics[-2:]] == [("train", 8), ("eval", 8)]
+    assert metrics[-1]["epoch"] == 2.0
+    assert metrics[-1]["count"] == 10
+    png = (tmp_path / "curves.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
+    assert len(png) > 10_000
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_a_resumed_run_repeats_no_line_and_survives_a_cut_one(tmp_path):
+    report(tmp_path, 0, 6)
+    path = tmp_path / "metrics.jsonl"
+    with open(path, "a") as file:
+        file.write('{"kind": "train", "st')
+    report(tmp_path, 4, 8)  # the last checkpoint was that of step 4
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 9))
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [4, 8]
+
+
+@pytest.mark.parametrize("lines", ["", '{"kind": "train", "step": 1, "epoch": 0.1, "loss": 1.0, "accuracy": 0.5}\n'])
+def test_curves_of_a_run_that_was_hardly_begun(tmp_path, lines):
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    draw_curves(str(tmp_path))
+    assert (tmp_path / "curves.png").exists()

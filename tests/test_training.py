@@ -1,0 +1,175 @@
+"""The steps: on one device, on eight, against `jax.pmap`, and for every platform."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import vgg_jax.model
+from tests.conftest import relative_error
+from vgg_jax import VGG
+from vgg_jax.config import OptimizerConfig
+from vgg_jax.data.augmentation import augment, normalize
+from vgg_jax.evaluation import evaluate
+from vgg_jax.optimizer import make_optimizer
+from vgg_jax.training import create_train_state, eval_step, train_step
+
+# Rounding in another order of summation, after five steps.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+# In float32 rounding flips a ReLU now and then, and batch norm over small maps amplifies each flip step by step: at a
+# rate of 0.01 that makes 2e-4 of five steps. The tight comparison is the one in float64.
+LEARNING_RATE = {"float32": 0.001, "float64": 0.01}
+IMAGE_SHAPE = (32, 32, 3)
+
+
+def make_state(dtype="float32", **fields):
+    fields = dict(depth=11, num_classes=10, pool_size=1, hidden=(), dropout_rate=0.0) | fields
+    model = VGG(**fields, dtype=dtype, param_dtype=dtype)
+    optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(LEARNING_RATE[dtype]))
+    init = functools.partial(create_train_state, model=model, optimizer=optimizer, image_shape=IMAGE_SHAPE)
+    return jax.jit(init)(jax.random.key(0))
+
+
+def make_batches(steps, size, dtype=np.float32):
+    random = np.random.default_rng(0)
+    return [
+        {
+            "image": random.normal(size=(size, *IMAGE_SHAPE)).astype(dtype),
+            "label": random.integers(0, 10, size).astype(np.int32),
+        }
+        for _ in range(steps)
+    ]
+
+
+def train(state, batches, devices, **arguments):
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    state = jax.device_put(jax.tree.map(np.array, state), NamedSharding(mesh, P()))  # a copy: the step donates it
+    step = jax.jit(functools.partial(train_step, **arguments), donate_argnums=0)
+    for batch in batches:
+        state, metrics = step(state, jax.device_put(batch, NamedSharding(mesh, P("data"))), jax.random.key(1))
+    return jax.device_get({"params": state.params, "batch_stats": state.batch_stats, "metrics": metrics})
+
+
+def train_by_pmap(state, batches, devices):
+    """Five steps in which each device has its share, and means over devices are explicit."""
+
+    def step(state, batch):
+        def loss_fn(params):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, updates = state.apply_fn(variables, batch["image"], train=True, mutable=["batch_stats"])
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+            return loss, updates.get("batch_stats", {})
+
+        gradients, batch_stats = jax.grad(loss_fn, has_aux=True)(state.params)
+        return state.apply_gradients(grads=lax.pmean(gradients, "devices"), batch_stats=batch_stats)
+
+    pmapped = jax.pmap(step, axis_name="devices", devices=jax.devices()[:devices])
+    state = jax.tree.map(lambda a: jnp.stack([a] * devices), state)
+    for batch in batches:
+        state = pmapped(state, jax.tree.map(lambda a: a.reshape(devices, -1, *a.shape[1:]), batch))
+    return jax.device_get(jax.tree.map(lambda a: a[0], state.params))
+
+
+def batch_norm_over_devices(dtype, param_dtype, name):
+    """Flax's own batch norm, with `lax.pmean` of the mean and the mean square."""
+
+    def apply(x, use_running_average):
+        layer = nn.BatchNorm(
+            use_running_average,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            axis_name="devices",
+            name=name,
+        )
+        return layer(x)
+
+    return apply
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch_norm"])
+def test_eight_devices_give_the_parameters_of_one_and_of_pmap(batch_norm, dtype, x64, monkeypatch):
+    state = make_state(dtype, batch_norm=batch_norm)
+    batches = make_batches(5, 16, dtype)
+    one, eight = (train(state, batches, devices) for devices in (1, 8))
+    assert relative_error(one["params"], state.params) > 20 * TOLERANCE[dtype]  # it has moved
+    assert relative_error(eight["params"], one["params"]) < TOLERANCE[dtype]
+
+    monkeypatch.setattr(vgg_jax.model, "BatchNorm", batch_norm_over_devices)
+    assert relative_error(train_by_pmap(state, batches, 8), eight["params"]) < TOLERANCE[dtype]
+
+
+def test_augmentation_and_dropout_do_not_depend_on_the_number_of_devices():
+    state = make_state(hidden=(32, 32), dropout_rate=0.5)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, *IMAGE_SHAPE), np.uint8)
+    batches = [{"image": x, "label": np.arange(16, dtype=np.int32) % 10} for x in images]
+    normalise = functools.partial(normalize, mean=(0.5,) * 3, std=(0.25,) * 3)
+    view = functools.partial(augment, pad=4, flip=True, normalize=normalise)
+    one, eight = (train(state, batches, devices, augment=view) for devices in (1, 8))
+    assert relative_error(eight["params"], one["params"]) < TOLERANCE["float32"]
+    assert eight["metrics"]["loss"] == pytest.approx(one["metrics"]["loss"], rel=1e-5)
+
+
+def test_random_numbers_follow_the_key_and_the_step():
+    state = make_state(hidden=(32, 32), dropout_rate=0.5)
+    (batch,) = make_batches(1, 8)
+    seen = []
+
+    def view(key, images):
+        seen.append(key)
+        return images + 0.1 * jax.random.normal(key, images.shape)
+
+    step = jax.jit(functools.partial(train_step, augment=view))
+    losses = [
+        float(step(s, batch, jax.random.key(seed))[1]["loss"])
+        for s, seed in ((state, 0), (state, 0), (state, 1), (state.replace(step=1), 0))
+    ]
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 3
+    assert len(seen) <= 2  # traced, not run: the step is jitted
+
+
+def test_evaluation_counts_by_weight():
+    """Sums over a padded last batch equal those by NumPy over the real examples."""
+    state = make_state()
+    (batch,) = make_batches(1, 10)
+    logits = np.asarray(state.apply_fn({"params": state.params}, batch["image"]), np.float64)
+    batch["label"][:] = np.where(np.arange(10) % 2, logits.argmax(1), batch["label"])
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(10), batch["label"]]
+    correct = logits.argmax(1) == batch["label"]
+    padded = [
+        {key: a[:6] for key, a in batch.items()} | {"weight": np.ones(6, np.float32)},
+        {key: a[[6, 7, 8, 9, 0, 0]] for key, a in batch.items()} | {"weight": np.float32([1, 1, 1, 1, 0, 0])},
+    ]
+    result = evaluate(jax.jit(functools.partial(eval_step, state)), padded)
+    assert result["count"] == 10
+    assert result["accuracy"] == pytest.approx(correct.mean(), abs=1e-7)
+    assert 0.5 <= result["accuracy"] < 1.0
+    assert result["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_training_step_exports_for_every_platform():
+    state = jax.eval_shape(functools.partial(make_state, batch_norm=True))
+    batch = jax.eval_shape(lambda: make_batches(1, 8)[0])
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    exported = jax.export.export(jax.jit(train_step), platforms=("cpu", "cuda", "tpu"))(state, batch, key)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert len(exported.out_avals) == len(jax.tree.leaves(state)) + 2
+
+
+def test_the_step_runs_where_only_the_model_is_installed():
+    """The state of a plain network has no statistics, and the step gives scalars."""
+    state = make_state()
+    assert state.batch_stats == {}
+    new_state, metrics = jax.jit(train_step)(state, make_batches(1, 4)[0], jax.random.key(0))
+    assert int(new_state.step) == 1
+    assert {name: value.shape for name, value in metrics.items()} == {"loss": (), "accuracy": ()}
