@@ -164,7 +164,7 @@ def test_help_and_summary(data_dir, tmp_path):
     assert process.returncode == 0
     assert "--workdir" in process.stdout
     assert "--config.optimizer.learning_rate" in process.stdout
-    arguments = command("digits.py", tmp_path, data_dir, "num_epochs=0.05", "model.depth=13")
+    arguments = command("digits.py", tmp_path, data_dir, "num_epochs=0.05", "optimizer.warmup_epochs=0")
     process = subprocess.run([*arguments, "--summary"], capture_output=True, text=True, check=True)
     assert "conv5_2" in process.stdout
     assert "finished: step 1" in process.stdout
