@@ -38,6 +38,7 @@ SUMMARY = flags.DEFINE_bool("summary", False, "print the table of the network's 
 
 def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> int:
     """Trains as `config` says, or goes on with the run in `workdir`; returns the exit code."""
+    jax.config.update("jax_enable_x64", config.model.dtype == "float64")
     devices = jax.devices()
     mesh = Mesh(np.array(devices), ("data",))
     replicated = NamedSharding(mesh, P())
@@ -47,7 +48,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
     train_loader, eval_loader = (Loader(split, config.data, mesh) for split in (train_split, eval_split))
 
     steps_per_epoch = len(train_split) // config.batch_size
-    num_steps = round(config.num_epochs * steps_per_epoch)
+    num_steps = max(1, round(config.num_epochs * steps_per_epoch))
     eval_every, checkpoint_every = (
         max(1, round(epochs * steps_per_epoch)) for epochs in (config.eval_every_epochs, config.checkpoint_every_epochs)
     )
@@ -62,7 +63,9 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
 
     test_view = functools.partial(normalize, mean=config.data.mean, std=config.data.std)
     train_view = functools.partial(augment, pad=config.data.pad_on_device, flip=config.data.flip, normalize=test_view)
-    jit_train_step = jax.jit(functools.partial(train_step, augment=train_view), donate_argnums=0)
+    jit_train_step = jax.jit(
+        functools.partial(train_step, augment=train_view), out_shardings=replicated, donate_argnums=0
+    )
     jit_eval_step = jax.jit(functools.partial(eval_step, normalize=test_view))
 
     if summary:
