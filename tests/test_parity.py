@@ -43,7 +43,9 @@ def compare(net, dtype, sizes=SIZES):
         assert logits.dtype == dtype
         assert logits.shape == expected.shape
         assert expected.std() > 0
-        assert relative_error(logits, expected) <= TOLERANCE[dtype], size
+        error = relative_error(logits, expected)
+        print(f"{size}: relative error {error:.1e}")  # shown by pytest -rP
+        assert error <= TOLERANCE[dtype], size
     return model
 
 

@@ -4,6 +4,7 @@ Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image 
 (arXiv:1409.1556). Sizes, initialisation and batch norm are torchvision's.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -29,12 +30,12 @@ dense_init = nn.initializers.normal(0.01)
 
 
 class Layer(NamedTuple):
-    """One layer of the convolutional part."""
+    """One layer of a network."""
 
-    kind: str  # conv, bn, relu, lrn or pool
+    kind: str  # conv, bn, relu, lrn, pool, dense or dropout
     name: str  # the paper's: conv3_1
-    features: int = 0  # of a convolution: its output channels
-    kernel_size: int = 0
+    features: int = 0  # the output channels of a convolution or dense layer
+    kernel_size: int = 0  # of a convolution
 
 
 class VGG(nn.Module):
@@ -102,54 +103,72 @@ class VGG(nn.Module):
             stages.append(layers)
         return stages
 
-    @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """From images (N, H, W, C) to logits (N, num_classes), as the class says."""
-        self._check(images)
-        x = images.astype(self.dtype)
-
-        for stage in self.stages:
-
-            def run_stage(self: "VGG", x: jax.Array, stage: list[Layer] = stage) -> jax.Array:
-                for layer in stage:
-                    x = self._apply_layer(layer, x, train)
-                return x
-
-            x = (nn.remat(run_stage) if self.remat else run_stage)(self, x)
-
-        x = adaptive_avg_pool(x, self.pool_size)
-        x = x.reshape(x.shape[0], -1)
-        for i, width in enumerate(self.hidden, 6):
-            x = nn.relu(self._dense(width, f"fc{i}")(x))
-            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+    @property
+    def head(self) -> list[Layer]:
+        """The fully connected part, after the adaptive pool, in order."""
+        layers = []
+        for i, features in enumerate(self.hidden, 6):
+            layers += [Layer("dense", f"fc{i}", features), Layer("relu", f"relu{i}"), Layer("dropout", f"drop{i}")]
         if self.num_classes is not None:
-            x = self._dense(self.num_classes, "fc8")(x)
+            layers.append(Layer("dense", "fc8", self.num_classes))
+        return layers
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The names of all layers, in order."""
+        return [layer.name for part in (*self.stages, self.head) for layer in part]
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, train: bool = False, last_layer: str | None = None, average_pool: bool = False
+    ) -> jax.Array:
+        """From images (N, H, W, C) to logits (N, num_classes), as the class says.
+
+        Computes up to and including `last_layer`, if one is named; `average_pool` averages where the network takes
+        maxima. The output of every layer computed is sown into the collection `intermediates`.
+        """
+        self._check(images)
+        names = self.layer_names
+        computed = set(names if last_layer is None else names[: names.index(last_layer) + 1])
+
+        def run(self: "VGG", x: jax.Array, layers: list[Layer]) -> jax.Array:
+            for layer in layers:
+                if layer.name in computed:
+                    x = self._apply_layer(layer, x, train, average_pool)
+                    self.sow("intermediates", layer.name, x)
+            return x
+
+        x = images.astype(self.dtype)
+        for stage in self.stages:
+            run_stage = functools.partial(run, layers=stage)
+            x = (nn.remat(run_stage) if self.remat else run_stage)(self, x)
+        if last_layer is None or last_layer in [layer.name for layer in self.head]:
+            x = adaptive_avg_pool(x, self.pool_size)
+            x = run(self, x.reshape(x.shape[0], -1), self.head)
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))
 
-    def _apply_layer(self, layer: Layer, x: jax.Array, train: bool) -> jax.Array:
+    def _apply_layer(self, layer: Layer, x: jax.Array, train: bool, average_pool: bool) -> jax.Array:
+        options: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype, name=layer.name)
         match layer.kind:
             case "conv":
+                size = layer.kernel_size
+                convolution = conv3x3 if size == 3 else None
                 return nn.Conv(
-                    layer.features,
-                    (layer.kernel_size, layer.kernel_size),
-                    kernel_init=conv_init,
-                    dtype=self.dtype,
-                    param_dtype=self.param_dtype,
-                    conv_general_dilated=conv3x3 if layer.kernel_size == 3 else None,
-                    name=layer.name,
+                    layer.features, (size, size), kernel_init=conv_init, conv_general_dilated=convolution, **options
                 )(x)
             case "bn":
-                return BatchNorm(dtype=self.dtype, param_dtype=self.param_dtype, name=layer.name)(x, not train)
+                return BatchNorm(**options)(x, use_running_average=not train)
             case "relu":
                 return nn.relu(x)
             case "lrn":
                 return local_response_norm(x)
             case "pool":
-                return max_pool(x)
+                return nn.avg_pool(x, (2, 2), (2, 2)) if average_pool else max_pool(x)
+            case "dense":
+                return nn.Dense(layer.features, kernel_init=dense_init, **options)(x)
+            case "dropout":
+                return nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         raise AssertionError(layer.kind)
-
-    def _dense(self, features: int, name: str) -> nn.Dense:
-        return nn.Dense(features, kernel_init=dense_init, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
 
     def _check(self, images: jax.Array) -> None:
         smallest = 2 ** len(self.pool_after)

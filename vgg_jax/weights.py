@@ -64,13 +64,11 @@ def table(model: VGG, in_channels: int = 3) -> list[Entry]:
                 entries.append(Entry(f"{prefix}.{theirs}", ("batch_stats", layer.name, ours), VECTOR, (channels,)))
 
     width = channels * model.pool_size**2
-    dense = [(f"fc{i}", features) for i, features in enumerate(model.hidden, 6)]
-    if model.num_classes is not None:
-        dense.append(("fc8", model.num_classes))
-    for i, (name, features) in enumerate(dense):
-        # torchvision's head is Linear, ReLU, Dropout, twice, then Linear.
-        add(f"classifier.{3 * i}", name, "kernel", DENSE if i else dense_after_pool(model.pool_size), (features, width))
-        width = features
+    for index, layer in enumerate(model.head):
+        if layer.kind == "dense":
+            layout = DENSE if index else dense_after_pool(model.pool_size)
+            add(f"classifier.{index}", layer.name, "kernel", layout, (layer.features, width))
+            width = layer.features
     return entries
 
 
