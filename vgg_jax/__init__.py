@@ -1,6 +1,7 @@
 """The reference VGG for JAX."""
 
 from vgg_jax.model import VGG
+from vgg_jax.perceptual import features
 from vgg_jax.weights import from_torch, to_torch
 
-__all__ = ["VGG", "from_torch", "to_torch"]
+__all__ = ["VGG", "features", "from_torch", "to_torch"]

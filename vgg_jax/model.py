@@ -5,6 +5,7 @@ Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image 
 """
 
 import functools
+import operator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -125,7 +126,7 @@ class VGG(nn.Module):
         """From images (N, H, W, C) to logits (N, num_classes), as the class says.
 
         Computes up to and including `last_layer`, if one is named; `average_pool` averages where the network takes
-        maxima. The output of every layer computed is sown into the collection `intermediates`.
+        maxima. The output of every layer computed is sown, by its name, into `intermediates/outputs`.
         """
         self._check(images)
         names = self.layer_names
@@ -135,7 +136,7 @@ class VGG(nn.Module):
             for layer in layers:
                 if layer.name in computed:
                     x = self._apply_layer(layer, x, train, average_pool)
-                    self.sow("intermediates", layer.name, x)
+                    self.sow("intermediates", "outputs", {layer.name: x}, init_fn=dict, reduce_fn=operator.or_)
             return x
 
         x = images.astype(self.dtype)

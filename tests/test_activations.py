@@ -1,0 +1,88 @@
+"""Every activation and every gradient of torchvision's eight networks. The whole grid: pytest -m "grid or not grid"."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import relative_error
+from tests.test_parity import NETWORKS, randomize_statistics
+from vgg_jax import features, from_torch, to_torch
+
+# CI takes 64x64 for all networks, and 224x224 for the two that have every kind of layer.
+CELLS = [
+    pytest.param(name, size, marks=() if size == 64 or name in ("vgg11", "vgg11_bn") else pytest.mark.grid)
+    for size in (64, 224)
+    for name in NETWORKS
+]
+
+
+def activations(net, x):
+    """The logits, and the output of every module, by the index torchvision gives it."""
+    outputs = {}
+    for part in ("features", "classifier"):
+        for index, module in enumerate(getattr(net, part)):
+            if hasattr(module, "inplace"):
+                module.inplace = False  # else a ReLU overwrites the convolution's output
+            module.register_forward_hook(
+                lambda module, inputs, output, key=(part, index): outputs.__setitem__(key, output)
+            )
+    return net(x), outputs
+
+
+@pytest.mark.parametrize(("name", "size"), CELLS)
+def test_activations_and_gradients(name, size, torchvision, x64):
+    torch.manual_seed(0)
+    net = randomize_statistics(getattr(torchvision.models, name)(weights=None)).double().eval()
+    model, variables = from_torch(net.state_dict())
+    random = np.random.default_rng(0)
+    x, weights = random.normal(size=(1, size, size, 3)), random.normal(size=1000)
+
+    tensor = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_()
+    logits, expected = activations(net, tensor)
+    (logits * torch.from_numpy(weights)).sum().backward()
+
+    # Both are sequences of the same layers: features.N and classifier.N are their indices in torchvision.
+    names = {("features", i): layer.name for i, layer in enumerate(itertools.chain(*model.stages))}
+    names |= {("classifier", i): layer.name for i, layer in enumerate(model.head)}
+    assert names.keys() == expected.keys()
+    actual = jax.jit(functools.partial(features, model, layers=model.layer_names))(variables, x)
+    for key, tensor_output in expected.items():
+        output = tensor_output.detach().numpy()
+        output = output.transpose(0, 2, 3, 1) if output.ndim == 4 else output
+        assert relative_error(actual[names[key]], output) < 1e-11, names[key]
+
+    def loss(params, x):
+        return (model.apply({**variables, "params": params}, x) * weights).sum()
+
+    gradients, input_gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))(variables["params"], x)
+    assert relative_error(input_gradient, tensor.grad.numpy().transpose(0, 2, 3, 1)) < 1e-11
+    # Gradients go by the names of the weights.
+    ours = to_torch(model, {"params": gradients, "batch_stats": variables.get("batch_stats", {})})
+    for key, parameter in net.named_parameters():
+        assert relative_error(ours[key], parameter.grad.numpy()) < 1e-11, key
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_float32_activations_and_decisions(name, torchvision):
+    """As users run it: activations to 1e-4, and the same class for each of 256 images."""
+    torch.manual_seed(0)
+    net = randomize_statistics(getattr(torchvision.models, name)(weights=None)).eval()
+    model, variables = from_torch(net.state_dict())
+    x = np.random.default_rng(0).normal(size=(256, 64, 64, 3)).astype(np.float32)
+    with torch.no_grad():
+        tensor = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+        expected = torch.cat([net(part) for part in tensor.split(64)]).numpy()
+        _, outputs = activations(net, tensor[:4])
+    logits = np.concatenate([jax.jit(model.apply)(variables, part) for part in np.split(jnp.asarray(x), 4)])
+    np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))
+    relus = [layer.name for layer in itertools.chain(*model.stages) if layer.kind == "relu"]
+    actual = jax.jit(functools.partial(features, model, layers=relus))(variables, x[:4])
+    for i, layer in enumerate(itertools.chain(*model.stages)):
+        if layer.kind == "relu":
+            output = outputs["features", i].numpy().transpose(0, 2, 3, 1)
+            assert relative_error(actual[layer.name], output) < 1e-4, layer.name
