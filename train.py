@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
 from vgg_jax.checkpoint import Checkpoints
+from vgg_jax.commands import report_mistakes
 from vgg_jax.config import Config, check_field_name, create_model, field_names, validate
 from vgg_jax.data.augmentation import augment, normalize
 from vgg_jax.data.pipeline import Loader
@@ -174,13 +175,7 @@ def main(argv: list[str]) -> int:
         print("\n".join(f"  --config.{name}" for name in field_names()))
         return 0
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax warn of what is checked here
-    try:
-        config, workdir = parse(argv)
-        return train_and_evaluate(config, workdir, SUMMARY.value)
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"train.py: error: {line}", file=sys.stderr)
-        return 2
+    return report_mistakes("train.py", lambda: train_and_evaluate(*parse(argv), SUMMARY.value))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,30 @@ def open_run(workdir: str, config: Config) -> None:
         raise UserError(f"cannot use the run's directory {workdir}: {error}; choose another with --workdir") from None
 
 
+def read_config(workdir: str) -> Config:
+    """The configuration of the run in `workdir`.
+
+    Raises:
+      UserError: where there is none, or it is not of this version.
+    """
+    path = os.path.join(workdir, "config.json")
+    try:
+        with open(path) as file:
+            return _build(Config, json.load(file))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{workdir} is not a run's directory: {path}: {error}") from None
+
+
+def _build(node: Any, tree: dict[str, Any]) -> Any:
+    types = {field.name: field.type for field in dataclasses.fields(node)}
+    fields = {}
+    for name, value in tree.items():
+        if dataclasses.is_dataclass(types[name]):
+            value = _build(types[name], value)
+        fields[name] = tuple(value) if isinstance(value, list) else value
+    return node(**fields)
+
+
 def _compare(old: dict[str, Any], new: dict[str, Any], workdir: str) -> None:
     missing = "absent"
     differences = [

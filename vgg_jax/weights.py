@@ -1,4 +1,4 @@
-"""Weights: torchvision's names and layouts <-> our variables, as one table of names."""
+"""Weights: the names and layouts of torchvision, timm and Keras <-> our variables, as tables of names."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -9,9 +9,18 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from vgg_jax.errors import UserError
 from vgg_jax.model import COLUMNS, VGG
 
 Variables = dict[str, Any]
+
+
+# timm's heads are convolutions; everything else has torchvision's names.
+TIMM = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
+# Keras' layers; its layouts are ours.
+KERAS = {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"} | {
+    f"block{s}_conv{i}": f"conv{s}_{i}" for s in range(1, 6) for i in range(1, 5)
+}
 
 
 class Layout(NamedTuple):
@@ -73,13 +82,14 @@ def table(model: VGG, in_channels: int = 3) -> list[Entry]:
 
 
 def from_torch(state_dict: Mapping[str, Any], model: VGG | None = None) -> tuple[VGG, Variables]:
-    """Copies a torchvision state dict into a model and its variables.
+    """Copies a state dict of torchvision's or timm's names into a model and its variables.
 
     Args:
-      state_dict: torch tensors or NumPy arrays under torchvision's names; `num_batches_tracked` is ignored.
+      state_dict: torch tensors or NumPy arrays, their names with or without the prefix `module.`;
+        `num_batches_tracked` is ignored.
       model: the network that the weights are for. By default it is read off the state dict: depth, lrn, conv1x1, batch
-        norm, classes, hidden, pool_size and param_dtype (then `dtype` is param_dtype, but at least float32). A network
-        with another `pool_after` has to be given.
+        norm, classes, hidden, pool_size and param_dtype (then `dtype` is param_dtype, but at least float32). Without
+        a classifier it has no head: num_classes None, hidden (). A network with another `pool_after` has to be given.
 
     Returns:
       (model, variables), where `variables` share no memory with `state_dict`.
@@ -88,14 +98,14 @@ def from_torch(state_dict: Mapping[str, Any], model: VGG | None = None) -> tuple
       ValueError: listing every missing or unexpected name and every wrong shape; or for float64 weights where JAX's
         64-bit mode is off.
     """
-    arrays = {name: _to_numpy(a) for name, a in state_dict.items() if not name.endswith("num_batches_tracked")}
+    arrays = _torchvision_names(state_dict)
     if model is None:
         model = _read_model(arrays)
     first = arrays.get("features.0.weight")
     entries = table(model, first.shape[1] if first is not None and first.ndim == 4 else 3)
     problems = _mismatches(arrays, entries)
     if problems:
-        raise ValueError(f"the state dict does not fit {_describe(model)}:\n  " + "\n  ".join(problems))
+        raise UserError(f"the state dict does not fit {_describe(model)}:\n  " + "\n  ".join(problems))
 
     variables: Variables = {}
     for name, (collection, module, leaf), layout, _ in entries:
@@ -104,7 +114,7 @@ def from_torch(state_dict: Mapping[str, Any], model: VGG | None = None) -> tuple
             dtype = jnp.promote_types(dtype, jnp.float32)
         array = np.array(layout.from_torch(arrays[name]), dtype=dtype, order="C", copy=True)
         if array.dtype != jax.dtypes.canonicalize_dtype(array.dtype):
-            raise ValueError(
+            raise UserError(
                 f"{name} is {array.dtype}, which JAX holds only in 64-bit mode: "
                 'call jax.config.update("jax_enable_x64", True) first, or convert the weights to float32'
             )
@@ -142,8 +152,52 @@ def to_torch(model: VGG, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
             if name.endswith("running_var"):
                 state_dict[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
     if problems:
-        raise ValueError(f"the variables do not fit {_describe(model)}:\n  " + "\n  ".join(problems))
+        raise UserError(f"the variables do not fit {_describe(model)}:\n  " + "\n  ".join(problems))
     return state_dict
+
+
+def from_keras(arrays: Mapping[str, list[np.ndarray]]) -> tuple[VGG, Variables]:
+    """Copies the weights of `keras.applications.VGG16` or `VGG19`, with or without its head.
+
+    Args:
+      arrays: from Keras' layer names (block1_conv1, ..., fc1, fc2, predictions) to [kernel, bias].
+
+    Returns:
+      (model, variables). The network wants `vgg_jax.preprocess.AUTHORS`.
+
+    Raises:
+      ValueError: listing every missing or unexpected layer and every wrong shape.
+    """
+    unknown = sorted(arrays.keys() - KERAS.keys())
+    if unknown or not arrays:
+        raise UserError(f"found layers {unknown[:5]}; expected Keras' VGG: block1_conv1, ..., fc1, fc2, predictions")
+    params = {KERAS[layer]: dict(zip(("kernel", "bias"), weights, strict=True)) for layer, weights in arrays.items()}
+    has_head = "fc8" in params
+    depth = 19 if "conv3_4" in params else 16
+    model = (
+        VGG(depth, num_classes=params["fc8"]["kernel"].shape[-1])
+        if has_head
+        else VGG(depth, num_classes=None, hidden=())
+    )
+    # By way of torchvision's names, which checks every name and shape.
+    return from_torch(to_torch(model, {"params": params}), model)
+
+
+def _torchvision_names(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a state dict under torchvision's names."""
+    arrays = {}
+    prefixed = all(name.startswith("module.") for name in state_dict)
+    for name, array in state_dict.items():
+        module, _, leaf = (name.removeprefix("module.") if prefixed else name).rpartition(".")
+        if leaf == "num_batches_tracked":
+            continue
+        array = _to_numpy(array)
+        if module in TIMM:
+            module = TIMM[module]
+            # (out, C, 7, 7) and (out, in, 1, 1) lie as the dense layers do.
+            array = array.reshape(len(array), -1) if leaf == "weight" else array
+        arrays[f"{module}.{leaf}"] = array
+    return arrays
 
 
 def _to_numpy(array: Any) -> np.ndarray:
@@ -165,17 +219,17 @@ def _read_model(arrays: Mapping[str, np.ndarray]) -> VGG:
         for name, array in arrays.items()
         if name.startswith("classifier.") and name.endswith(".weight") and array.ndim == 2
     )
-    if not head:
-        raise ValueError(
-            f"found no classifier.N.weight among {len(arrays)} names such as {sorted(arrays)[:3]}; "
-            "expected torchvision's names"
+    if "features.0.weight" not in arrays:
+        raise UserError(
+            f"found no features.0.weight among {len(arrays)} names such as {sorted(arrays)[:3]}; "
+            "expected torchvision's or timm's names"
         )
     widths = tuple(shape[0] for _, shape in head)
-    param_dtype = arrays[f"classifier.{head[0][0]}.weight"].dtype
+    param_dtype = arrays["features.0.weight"].dtype
     common: dict[str, Any] = dict(
-        num_classes=widths[-1],
+        num_classes=widths[-1] if head else None,
         hidden=widths[:-1],
-        pool_size=max(1, round((head[0][1][1] / 512) ** 0.5)),
+        pool_size=max(1, round((head[0][1][1] / 512) ** 0.5)) if head else 7,
         param_dtype=jnp.dtype(param_dtype),
         dtype=jnp.promote_types(param_dtype, jnp.float32) if param_dtype != np.float64 else jnp.dtype(param_dtype),
     )

@@ -40,7 +40,7 @@ class Split:
     def _read(self, index: int) -> tuple[PIL.Image.Image, np.int32]:
         record = self.records[int(index)]
         image = PIL.Image.open(io.BytesIO(record["image"]))
-        return image.convert("L" if self.channels == 1 else "RGB"), np.int32(record["label"])
+        return views.to_mode(image, "L" if self.channels == 1 else "RGB"), np.int32(record["label"])
 
 
 def open_split(config: DataConfig, split: str) -> Split:

@@ -4,8 +4,19 @@ import math
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 
 BILINEAR = PIL.Image.Resampling.BILINEAR
+
+
+def to_mode(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
+    """The image upright, as its EXIF data say, in mode RGB or L; 16-bit grey is scaled to 8, alpha is dropped."""
+    image = PIL.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = PIL.Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.mode in ("LA", "PA", "P"):
+        image = image.convert("RGBA")
+    return image.convert(mode)
 
 
 def resize_short_side(image: PIL.Image.Image, size: int) -> PIL.Image.Image:

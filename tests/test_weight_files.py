@@ -1,0 +1,347 @@
+"""Files of weights in and out, among them wrong and hostile ones."""
+
+import collections
+import io
+import json
+import os
+import pickle
+import struct
+import tarfile
+import time
+import zipfile
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from tests.conftest import photographs, raises_user_error, relative_error
+from tests.test_weights import assert_equal_trees, variables_of
+from vgg_jax import VGG, from_torch, load, save, to_torch
+from vgg_jax.convert import convert
+from vgg_jax.preprocess import AUTHORS, FEATURES, IMAGENET, Preprocessing
+from vgg_jax.weight_files import load_with_preprocessing
+
+SMALL = dict(depth=11, num_classes=3, pool_size=1, hidden=(8, 8))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_files_round_trip_bit_for_bit(suffix, dtype, tmp_path):
+    model = VGG(**SMALL, batch_norm=True, param_dtype=dtype)
+    variables = variables_of(model)
+    path = tmp_path / f"weights{suffix}"
+    save(path, model, variables, FEATURES)
+    read, back, preprocessing = load_with_preprocessing(path)
+    assert_equal_trees(back, variables)
+    for field in ("depth", "batch_norm", "num_classes", "hidden", "pool_size", "dtype", "param_dtype"):
+        assert getattr(read, field) == getattr(model, field), field
+    assert preprocessing == (FEATURES if suffix == ".safetensors" else IMAGENET)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_safetensors_keep_what_names_do_not_say(tmp_path):
+    model = VGG(11, num_classes=3, pool_size=1, hidden=(), pool_after=(1, 3), dropout_rate=0.25, remat=True)
+    variables = variables_of(model)
+    save(tmp_path / "w.safetensors", model, variables)
+    read, back = load(tmp_path / "w.safetensors")
+    assert read == model
+    assert_equal_trees(back, variables)
+
+
+def timm_names(state_dict):
+    """timm's names and shapes for torchvision's."""
+    names = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
+    renamed = {}
+    for name, array in state_dict.items():
+        module, leaf = name.rsplit(".", 1)
+        if leaf == "weight" and module in ("classifier.0", "classifier.3"):
+            size = 7 if module == "classifier.0" else 1
+            array = array.reshape(len(array), -1, size, size)
+        renamed[f"{names.get(module, module)}.{leaf}"] = array
+    return renamed
+
+
+def test_timm_and_module_prefix_and_foreign_safetensors(tmp_path):
+    from safetensors.numpy import save_file
+
+    model = VGG(11, batch_norm=True, num_classes=4, hidden=(16, 12))
+    variables = variables_of(model)
+    state_dict = to_torch(model, variables)
+    timm = timm_names(state_dict)
+    assert timm["pre_logits.fc1.weight"].shape == (16, 512, 7, 7)
+    save_file(timm, tmp_path / "timm.safetensors")
+    read, back = load(tmp_path / "timm.safetensors")
+    assert_equal_trees(back, variables)
+    assert_equal_trees(to_torch(read, back), state_dict)
+    torch.save({"state_dict": {f"module.{k}": torch.from_numpy(a) for k, a in state_dict.items()}}, tmp_path / "m.pth")
+    assert_equal_trees(load(tmp_path / "m.pth")[1], variables)
+
+
+def test_files_of_old_pytorch_are_read(tmp_path):
+    """torchvision's VGG files of 2016 are not zip archives."""
+    model = VGG(**SMALL)
+    variables = variables_of(model)
+    tensors = collections.OrderedDict((k, torch.from_numpy(a)) for k, a in to_torch(model, variables).items())
+    torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert not zipfile.is_zipfile(tmp_path / "old.pth")
+    assert_equal_trees(load(tmp_path / "old.pth")[1], variables)
+
+
+def test_features_only(tmp_path):
+    """A file without a classifier, or with one of NaN as torchvision's IMAGENET1K_FEATURES, has no head."""
+    model = VGG(16, num_classes=10, pool_size=1, hidden=())
+    variables = variables_of(model)
+    tensors = {k: torch.from_numpy(a) for k, a in to_torch(model, variables).items()}
+    for name in ("classifier.0.weight", "classifier.0.bias"):
+        tensors[name] = torch.full_like(tensors[name], np.nan)
+    torch.save(tensors, tmp_path / "nan.pth")
+    torch.save({k: a for k, a in tensors.items() if k.startswith("features")}, tmp_path / "bare.pth")
+    del variables["params"]["fc8"]
+    for name, expected in (("nan.pth", FEATURES), ("bare.pth", IMAGENET)):
+        read, back, preprocessing = load_with_preprocessing(tmp_path / name)
+        assert (read.num_classes, read.hidden, preprocessing) == (None, (), expected)
+        assert_equal_trees(back, variables)
+
+
+# --- Keras
+
+
+@pytest.fixture(scope="module")
+def keras():
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    return keras
+
+
+def published_layout(network, path):
+    """The layout of Keras' published files: one group a layer, arrays named block1_conv1_W_1:0."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.name.encode() for layer in network.layers]
+        for layer in network.layers:
+            group = file.create_group(layer.name)
+            names = [f"{layer.name}_{part}_1:0" for part in "Wb"] if layer.weights else []
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for name, weight in zip(names, layer.get_weights(), strict=True):
+                group[name] = weight
+
+
+@pytest.mark.parametrize("layout", ["published", "keras3"])
+@pytest.mark.parametrize("depth", [16, 19])
+def test_keras_files_give_keras_logits(depth, layout, keras, tmp_path):
+    keras.utils.set_random_seed(0)
+    make = keras.applications.VGG16 if depth == 16 else keras.applications.VGG19
+    network = make(weights=None, classes=1000, classifier_activation=None)
+    path = tmp_path / "weights.h5"
+    if layout == "published":
+        published_layout(network, path)
+    else:
+        network.save(path)
+    model, variables, preprocessing = load_with_preprocessing(path)
+    assert (model.depth, model.num_classes, preprocessing) == (depth, 1000, AUTHORS)
+
+    raw = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
+    expected = np.asarray(network(keras.applications.vgg16.preprocess_input(raw.astype(np.float32))))
+    exact = Preprocessing(224, 224, AUTHORS.mean, AUTHORS.std, AUTHORS.channel_order)  # the images as they are
+    ours = np.stack([exact(PIL.Image.fromarray(image)) for image in raw])
+    assert relative_error(jax.jit(model.apply)(variables, ours), expected) < 1e-5
+
+
+def test_keras_features_only_and_other_networks(keras, tmp_path):
+    network = keras.applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3))
+    published_layout(network, tmp_path / "notop.h5")
+    model, variables = load(tmp_path / "notop.h5")
+    assert (model.depth, model.num_classes, model.hidden) == (16, None, ())
+    x = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    maps = model.clone(pool_size=1).apply(variables, x)
+    np.testing.assert_allclose(maps, np.asarray(network(x)).reshape(1, -1), rtol=1e-4, atol=1e-6)  # float32
+
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense")])
+    published_layout(other, tmp_path / "other.h5")
+    with raises_user_error("other.h5", "found layers ['dense']", "block1_conv1"):
+        load(tmp_path / "other.h5")
+
+
+# --- preprocessing
+
+
+def test_preprocessing_is_torchvisions(torchvision):
+    reference = torchvision.models.VGG16_Weights.IMAGENET1K_V1.transforms()
+    for image in photographs(12):
+        ours = IMAGENET(image)
+        assert (ours.shape, ours.dtype) == ((224, 224, 3), np.float32)
+        expected = reference(image).numpy().transpose(1, 2, 0)
+        np.testing.assert_allclose(ours, expected, atol=1e-6)  # float32 rounding
+        pixels = np.round((expected * IMAGENET.std + IMAGENET.mean) * 255).astype(np.uint8)
+        np.testing.assert_array_equal(IMAGENET.view(image), pixels)
+
+
+def test_authors_preprocessing_is_keras(keras):
+    (image,) = photographs(1)
+    pixels = AUTHORS.view(image)[..., ::-1].astype(np.float32)
+    expected = keras.applications.vgg16.preprocess_input(pixels)
+    np.testing.assert_allclose(AUTHORS(image), expected, atol=2e-4)  # float32 rounding of numbers up to 150
+
+
+def test_images_of_every_mode():
+    grey = np.linspace(0, 255, 300 * 260).reshape(260, 300).astype(np.uint8)
+    image = PIL.Image.fromarray(grey)
+    expected = IMAGENET.view(image.convert("RGB"))
+    sixteen = PIL.Image.fromarray(grey.astype(np.uint16) * 257)
+    for other in (image, sixteen, image.convert("LA"), image.convert("RGBA"), image.convert("CMYK")):
+        np.testing.assert_array_equal(IMAGENET.view(other), expected, err_msg=other.mode)
+    rotated = image.transpose(PIL.Image.Transpose.ROTATE_90)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # rotate by 270 degrees to show
+    file = io.BytesIO()
+    rotated.convert("RGB").save(file, "PNG", exif=exif)
+    np.testing.assert_array_equal(IMAGENET.view(PIL.Image.open(file)), expected)
+
+
+# --- convert
+
+
+def test_convert_and_check_against_torchvision(tmp_path, torchvision, capsys):
+    torch.manual_seed(0)
+    net = torchvision.models.vgg11_bn(weights=None, num_classes=6)
+    torch.save(net.state_dict(), tmp_path / "a.pth")
+    assert convert(str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors"), check=True) == 0
+    output = capsys.readouterr().out
+    assert "VGG-11 with batch norm, 6 classes" in output
+    assert "relative error" in output
+    assert convert(str(tmp_path / "b.safetensors"), str(tmp_path / "c.pth"), check=False) == 0
+    back = torch.load(tmp_path / "c.pth", weights_only=True)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(back[name], tensor), name
+    with raises_user_error("is the source itself"):
+        convert(str(tmp_path / "a.pth"), str(tmp_path / "a.pth"), check=False)
+    assert torch.equal(torch.load(tmp_path / "a.pth", weights_only=True)["features.0.bias"], back["features.0.bias"])
+
+
+# --- wrong files
+
+
+def test_wrong_files_name_what_was_found_and_expected(tmp_path):
+    with raises_user_error("nowhere.pth does not exist"):
+        load(tmp_path / "nowhere.pth")
+    (tmp_path / "a.bin").write_bytes(b"x")
+    with raises_user_error("a.bin", "expected .pth, .pt, .safetensors, .h5"):
+        load(tmp_path / "a.bin")
+    for name in ("cut.safetensors", "cut.pth", "cut.h5"):
+        (tmp_path / name).write_bytes(b"\x00" * 100)
+        with raises_user_error(name):
+            load(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    with raises_user_error("empty is not a run's directory"):
+        load(tmp_path / "empty")
+    model = VGG(**SMALL)
+    with raises_user_error("expected .safetensors or .pth"):
+        save(tmp_path / "w.npz", model, variables_of(model))
+
+
+def test_numbers_that_are_not_finite_are_named(tmp_path):
+    model = VGG(**SMALL)
+    variables = variables_of(model)
+    variables["params"]["conv2_1"]["kernel"] = variables["params"]["conv2_1"]["kernel"].at[0, 0, 0, 0].set(jnp.nan)
+    save(tmp_path / "nan.safetensors", model, variables)
+    with raises_user_error("nan.safetensors", "not finite, in params/conv2_1/kernel"):
+        load(tmp_path / "nan.safetensors")
+
+
+class Call:
+    """A pickle that calls `function` with `arguments` when it is read."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+def hostile(sentinel):
+    touch = f"open({sentinel!r}, 'w').close()"
+    return {
+        "os.system": Call(os.system, f"touch {sentinel}"),
+        "eval": Call(eval, touch),
+        "exec": Call(exec, touch),
+        "subprocess": Call(__import__("subprocess").check_call, ["touch", sentinel]),
+        "open": Call(open, sentinel, "w"),
+        "import": Call(__import__, "antigravity"),
+        "nested in a state dict": {"features.0.weight": Call(eval, touch)},
+        "as a name": {Call(os.system, f"touch {sentinel}"): torch.zeros(1)},
+        "in a list": [Call(eval, touch)],
+        "a module": torch.nn.Linear(2, 2),
+    }
+
+
+@pytest.mark.parametrize("form", ["zip", "old", "bare"])
+@pytest.mark.parametrize("name", list(hostile("x")))
+def test_malicious_pickles_execute_nothing(name, form, tmp_path):
+    sentinel = tmp_path / "executed"
+    path = tmp_path / "hostile.pth"
+    payload = hostile(str(sentinel))[name]
+    if form == "bare":
+        path.write_bytes(pickle.dumps(payload))
+    else:
+        torch.save(payload, path, _use_new_zipfile_serialization=form == "zip")
+    with raises_user_error("hostile.pth", "executes nothing"):
+        load(path)
+    assert not sentinel.exists()
+
+
+def test_a_malicious_tar_executes_nothing(tmp_path):
+    sentinel = tmp_path / "executed"
+    path = tmp_path / "hostile.pth"
+    with tarfile.open(path, "w") as archive:
+        for name in ("sys_info", "pickle", "tensors", "storages"):
+            content = pickle.dumps(Call(os.system, f"touch {sentinel}"))
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with raises_user_error("hostile.pth"):
+        load(path)
+    assert not sentinel.exists()
+
+
+def test_bombs_are_refused_from_their_headers(tmp_path):
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.monotonic()
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}))
+        with archive.open("archive/data/0", "w", force_zip64=True) as member:
+            for _ in range(64):
+                member.write(bytes(2**24))  # a gigabyte of zeros in a megabyte
+    with raises_user_error("bomb.pth", "1,073,741"):
+        load(tmp_path / "bomb.pth")
+
+    for shape, offsets in (([2**63 - 1], [0, 4]), ([2**40, 2**40], [0, 2**62]), ([4], [0, 2**40])):
+        header = json.dumps({"features.0.weight": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).encode()
+        (tmp_path / "bomb.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+        with raises_user_error("bomb.safetensors"):
+            load(tmp_path / "bomb.safetensors")
+    (tmp_path / "bomb.safetensors").write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    with raises_user_error("bomb.safetensors"):
+        load(tmp_path / "bomb.safetensors")
+    assert time.monotonic() - start < 10  # five seconds for each kind
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes: one gigabyte
+
+
+def test_wrong_networks_list_every_mismatch(tmp_path):
+    model = VGG(**SMALL)
+    state_dict = {k: torch.from_numpy(a) for k, a in to_torch(model, variables_of(model)).items()}
+    state_dict["features.3.weight"] = state_dict["features.3.weight"].transpose(0, 1).contiguous()
+    del state_dict["features.0.bias"]
+    state_dict["extra.weight"] = torch.zeros(1)
+    torch.save(state_dict, tmp_path / "wrong.pth")
+    with raises_user_error(
+        "wrong.pth", "missing features.0.bias", "unexpected extra.weight", "features.3.weight has shape"
+    ):
+        load(tmp_path / "wrong.pth")
+    with raises_user_error("missing features.1.running_mean"):
+        from_torch({k: a.numpy() for k, a in state_dict.items()}, VGG(**SMALL, batch_norm=True))
