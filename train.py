@@ -20,12 +20,11 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
 from vgg_jax.checkpoint import Checkpoints
-from vgg_jax.commands import report_mistakes
 from vgg_jax.config import Config, check_field_name, create_model, field_names, validate
 from vgg_jax.data.augmentation import augment, normalize
 from vgg_jax.data.pipeline import Loader
 from vgg_jax.data.sources import check_config, open_split
-from vgg_jax.errors import UserError
+from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.evaluation import evaluate
 from vgg_jax.optimizer import make_optimizer, make_schedule
 from vgg_jax.reporting import Reporter, say

@@ -12,8 +12,7 @@ import sys
 import jax
 import numpy as np
 
-from vgg_jax.commands import report_mistakes
-from vgg_jax.errors import UserError
+from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.model import VGG
 from vgg_jax.weight_files import load, load_with_preprocessing, save
 from vgg_jax.weights import Variables, to_torch

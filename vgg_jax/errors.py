@@ -1,8 +1,20 @@
-"""What a command reports to its user."""
+"""How a command reports a mistake of its user's."""
+
+import sys
+from collections.abc import Callable
 
 
 class UserError(ValueError):
-    """A mistake of the user's: its message is the line to print (what was found, what was expected, the remedy).
+    """A mistake of the user's: its message is the line to print (what was found, what was expected, the remedy)."""
 
-    Commands print it to standard error without a traceback and leave with exit code 2.
-    """
+
+def report_mistakes(name: str, command: Callable[[], int]) -> int:
+    """Runs `command` and returns its exit code: 2 for a UserError, printed to standard error; 130 for Ctrl-C."""
+    try:
+        return command()
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"{name}: error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

@@ -16,8 +16,7 @@ import jax
 import numpy as np
 import PIL.Image
 
-from vgg_jax.commands import report_mistakes
-from vgg_jax.errors import UserError
+from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.model import VGG
 from vgg_jax.preprocess import Preprocessing
 from vgg_jax.pretrained import NAMES, load_pretrained, preprocessing

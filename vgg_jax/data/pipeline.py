@@ -27,7 +27,9 @@ BATCHES_AHEAD = 2
 def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """The order of the examples in an epoch: a pure function, the same on every machine and NumPy version."""
     bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(num_examples)
-    return np.argsort(bits, kind="stable")
+    order = np.argsort(bits, kind="stable")
+    order.setflags(write=False)  # it is shared by whoever asks again
+    return order
 
 
 def train_indices(seed: int, step: int, batch_size: int, num_examples: int) -> np.ndarray:
