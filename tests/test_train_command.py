@@ -8,10 +8,15 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from tests.conftest import write_cifar10
+from vgg_jax import load, preprocessing
+from vgg_jax.config import DataConfig
+from vgg_jax.data.augmentation import normalize
+from vgg_jax.data.sources import open_split
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -41,8 +46,6 @@ def saved_arrays(workdir):
 
     with ocp.CheckpointManager(workdir / "checkpoints") as manager:
         tree = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
-    import jax
-
     return {jax.tree_util.keystr(path): np.asarray(a) for path, a in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -56,6 +59,16 @@ def test_learns_the_digits(config, epochs, least, data_dir, tmp_path):
     parameters = 9_229_962 if config == "digits.py" else 9_224_458
     assert f"VGG-11 with {parameters:,} parameters" in output
     assert "images_per_second" in output
+
+    # The run's directory is loaded as a network, and sees what the run saw.
+    model, variables = load(tmp_path)
+    prepare = preprocessing(tmp_path)
+    split = open_split(DataConfig(dataset="digits", data_dir=data_dir), "test")
+    pixels, labels = zip(*(split.test_view(i) for i in range(360)), strict=True)
+    normalised = normalize(np.stack(pixels), prepare.mean, prepare.std)
+    correct = jax.jit(model.apply)(variables, normalised).argmax(-1) == np.array(labels)
+    assert abs(int(correct.sum()) - 360 * accuracy(tmp_path)) < 1.5  # in another batch one may fall the other way
+
     config_written = json.loads((tmp_path / "config.json").read_text())
     assert config_written["num_epochs"] == epochs
     assert config_written["optimizer"]["momentum"] == 0.9

@@ -71,14 +71,17 @@ def open_split(config: DataConfig, split: str) -> Split:
     file_format = builder.info.file_format.value
     if file_format != "array_record":
         raise UserError(
-            f"{builder.data_dir} is in {file_format} format; expected array_record: convert it with "
-            f"`tfds convert_format --dataset_dir={builder.data_dir} --out_file_format=array_record --out_dir=DIR`"
+            f"{builder.data_dir} is in {file_format} format; expected array_record: where tensorflow and apache_beam are "
+            f"installed, `tfds convert_format --dataset_dir={builder.data_dir} --out_file_format=array_record "
+            "--out_dir=DIR` converts it"
         )
     splits = builder.info.splits
     if split not in splits or not splits[split].num_examples:
         found = ", ".join(f"{name} ({s.num_examples})" for name, s in splits.items())
         raise UserError(f"split {split!r} of {builder.info.full_name} is missing or empty; found {found}")
     features = builder.info.features
+    if "image" not in features or "label" not in features:
+        raise UserError(f"{builder.info.full_name} has {', '.join(features)}; expected an image and a label")
     return Split(
         name=f"{config.dataset}/{split}",
         records=builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}),
