@@ -190,6 +190,14 @@ def test_missing_data_says_where_it_looked_and_what_to_do(tmp_path):
         open_split(DataConfig(dataset="cifar11", data_dir=str(tmp_path)), "train")
 
 
+def test_tfrecord_data_are_refused_with_the_way_to_convert_them(tmp_path):
+    write_cifar10(str(tmp_path), num_train=10, num_test=10)
+    path = tmp_path / "cifar10" / "3.0.2" / "dataset_info.json"
+    path.write_text(path.read_text().replace("array_record", "tfrecord"))
+    with raises_user_error("is in tfrecord format; expected array_record", "tfds convert_format"):
+        open_split(DataConfig(data_dir=str(tmp_path)), "train")
+
+
 def test_missing_split_lists_those_there_are(data_dir):
     with raises_user_error("'validation'", "train (1437), test (360)"):
         open_split(digits_config(data_dir), "validation")

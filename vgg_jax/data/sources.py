@@ -71,8 +71,8 @@ def open_split(config: DataConfig, split: str) -> Split:
     file_format = builder.info.file_format.value
     if file_format != "array_record":
         raise UserError(
-            f"{builder.data_dir} is in {file_format} format; expected array_record: where tensorflow and apache_beam are "
-            f"installed, `tfds convert_format --dataset_dir={builder.data_dir} --out_file_format=array_record "
+            f"{builder.data_dir} is in {file_format} format; expected array_record: where tensorflow and apache_beam "
+            f"are installed, `tfds convert_format --dataset_dir={builder.data_dir} --out_file_format=array_record "
             "--out_dir=DIR` converts it"
         )
     splits = builder.info.splits
