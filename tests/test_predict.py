@@ -25,7 +25,8 @@ SMALL_VIEW = Preprocessing(40, 32)  # small images, so that the tests are quick
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "vgg.safetensors"
-    save(path, MODEL, jax.jit(MODEL.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)), SMALL_VIEW)
+    init = jax.jit(MODEL.init)
+    save(path, MODEL, init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)), SMALL_VIEW)
     return str(path)
 
 

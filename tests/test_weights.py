@@ -13,9 +13,9 @@ SMALL = dict(num_classes=10, pool_size=1, hidden=())
 
 
 def variables_of(model, channels=3):
-    x = jnp.zeros((1, 32, 32, channels))
-    variables = jax.jit(model.init)(jax.random.key(0), x)
-    leaves, structure = jax.tree.flatten(variables)
+    """Random variables of the model's shapes."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+    leaves, structure = jax.tree.flatten(jax.eval_shape(model.init, jax.random.key(0), images))
     random = np.random.default_rng(0)
     return structure.unflatten([jnp.asarray(random.normal(size=a.shape), a.dtype) for a in leaves])
 
@@ -30,7 +30,11 @@ def assert_equal_trees(a, b):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_round_trip_of_torchvision_is_exact(dtype, torchvision, x64):
     torch.manual_seed(0)
-    net = torchvision.models.vgg11_bn(weights=None, num_classes=7).to(dtype)
+    net = torchvision.models.vgg11_bn(weights=None, num_classes=7)
+    # Narrow hidden layers: at 4096 they are all of the time.
+    net.classifier[0], net.classifier[3] = torch.nn.Linear(25088, 64), torch.nn.Linear(64, 32)
+    net.classifier[6] = torch.nn.Linear(32, 7)
+    net = net.to(dtype)
     model, variables = from_torch(net.state_dict())
     expected_dtype = jnp.dtype(str(dtype).removeprefix("torch."))
     assert model.param_dtype == expected_dtype
@@ -107,7 +111,7 @@ def test_weights_of_another_network_are_refused():
     state_dict = to_torch(plain, variables_of(plain))
     with pytest.raises(ValueError, match=r"missing features.1.running_mean"):
         from_torch(state_dict, VGG(16, batch_norm=True, **SMALL))
-    with pytest.raises(ValueError, match=r"expected torchvision's names"):
+    with pytest.raises(ValueError, match=r"expected torchvision's or timm's names"):
         from_torch({"conv1.weight": np.zeros((64, 3, 3, 3), np.float32)})
 
 
