@@ -107,12 +107,12 @@ def test_bombs_are_refused_from_their_headers(tmp_path):
     import resource
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.monotonic()
     with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({}))
         with archive.open("archive/data/0", "w", force_zip64=True) as member:
             for _ in range(64):
                 member.write(bytes(2**24))  # a gigabyte of zeros in a megabyte
+    start = time.monotonic()
     with raises_user_error("bomb.pth", "1,073,741"):
         load(tmp_path / "bomb.pth")
 
@@ -124,7 +124,7 @@ def test_bombs_are_refused_from_their_headers(tmp_path):
     (tmp_path / "bomb.safetensors").write_bytes(struct.pack("<Q", 2**62) + b"{}")
     with raises_user_error("bomb.safetensors"):
         load(tmp_path / "bomb.safetensors")
-    assert time.monotonic() - start < 10  # five seconds for each kind
+    assert time.monotonic() - start < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes: one gigabyte
 
 

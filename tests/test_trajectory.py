@@ -33,7 +33,7 @@ def torch_network(torchvision, batch_norm, head):
     return net.double().train()
 
 
-@pytest.mark.parametrize("head", ["cifar", "7x7"])
+@pytest.mark.parametrize("head", ["cifar", pytest.param("7x7", marks=pytest.mark.grid)])
 @pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch_norm"])
 def test_twenty_steps_follow_pytorch(batch_norm, head, torchvision, x64):
     net = torch_network(torchvision, batch_norm, head)

@@ -126,7 +126,7 @@ def published_layout(network, path):
 
 
 @pytest.mark.parametrize("layout", ["published", "keras3"])
-@pytest.mark.parametrize("depth", [16, 19])
+@pytest.mark.parametrize("depth", [16, pytest.param(19, marks=pytest.mark.grid)])
 def test_keras_files_give_keras_logits(depth, layout, keras, tmp_path):
     keras.utils.set_random_seed(0)
     make = keras.applications.VGG16 if depth == 16 else keras.applications.VGG19
