@@ -94,6 +94,8 @@ def draw_curves(workdir: str) -> None:
                 axes.plot(*zip(*points, strict=True), style, markersize=3, label=label)
         axes.set_xlabel("epoch")
         axes.set_ylabel("cross entropy" if name == "loss" else "accuracy")
+        if name == "loss":
+            axes.set_yscale("log")  # it falls by decades, and the first evaluations may be far above
         axes.grid(alpha=0.3)
         if lines:
             axes.legend()
