@@ -214,4 +214,6 @@ def test_convert_and_check_against_torchvision(tmp_path, torchvision, capsys):
         assert torch.equal(back[name], tensor), name
     with raises_user_error("is the source itself"):
         convert(str(tmp_path / "a.pth"), str(tmp_path / "a.pth"), check=False)
+    with raises_user_error("nowhere.pth does not exist"):
+        convert(str(tmp_path / "nowhere.pth"), str(tmp_path / "a.pth"), check=False)
     assert torch.equal(torch.load(tmp_path / "a.pth", weights_only=True)["features.0.bias"], back["features.0.bias"])

@@ -20,7 +20,7 @@ from vgg_jax.weights import Variables, to_torch
 
 def convert(source: str, target: str, check: bool) -> int:
     """Reads `source`, writes `target`, and compares logits on request; returns the exit code."""
-    if os.path.exists(target) and os.path.samefile(source, target):
+    if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
         raise UserError(f"{target} is the source itself; expected another file")
     model, variables, preprocessing = load_with_preprocessing(source)
     save(target, model, variables, preprocessing)
@@ -31,7 +31,7 @@ def convert(source: str, target: str, check: bool) -> int:
     )
     if check:
         error = compare_with_torchvision(*load(target))
-        print(f"logits agree with torchvision's: relative error {error:.1e}")
+        print(f"logits beside torchvision's: relative error {error:.1e}")
         if not error < 1e-5:  # float32 sums in another order give 1e-6
             print("expected less than 1e-5: the weights do not give the same network", file=sys.stderr)
             return 1

@@ -81,7 +81,7 @@ def _from_hub(name: str, placed: str) -> str:
     try:
         path = huggingface_hub.hf_hub_download(**options, etag_timeout=5)
     except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise UserError(
             f"{name} is not cached, and the hub cannot be reached ({reason}); download "
             f"{huggingface_hub.hf_hub_url(**options)} elsewhere and put it at {placed}"
@@ -94,12 +94,12 @@ def _from_hub(name: str, placed: str) -> str:
 
 def _download(url: str, path: str, name: str) -> None:
     """Downloads a file; it appears whole."""
+    from tqdm import tqdm
+
     partial = path + ".partial"
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with urllib.request.urlopen(url, timeout=10) as response, open(partial, "wb") as file:
-            from tqdm import tqdm
-
             size = int(response.headers.get("Content-Length", 0))
             with tqdm(total=size, desc=name, unit="B", unit_scale=True, disable=None) as progress:
                 while chunk := response.read(2**20):
