@@ -2,14 +2,28 @@
 
 import contextlib
 import os
+import shutil
+import tempfile
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else XLA speaks of each program that it takes from the cache
 
 import jax
 import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_configure(config):
+    """What one process of a run has compiled, the others, and the commands that they start, take from a cache."""
+    if not hasattr(config, "workerinput"):
+        config.compilation_cache = tempfile.mkdtemp(prefix="vgg_jax-tests-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compilation_cache
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "compilation_cache"):
+        shutil.rmtree(config.compilation_cache)
 
 
 def import_torchvision():

@@ -10,7 +10,7 @@ from tests.conftest import relative_error
 from vgg_jax import from_torch
 
 NETWORKS = [f"vgg{depth}{suffix}" for depth in (11, 13, 16, 19) for suffix in ("", "_bn")]
-SIZES = [(224, 224), (32, 32), (65, 97)]
+SIZES = [(1, 224, 224), (2, 32, 32), (2, 65, 97)]  # of the batches: images, height, width
 # In float64 rounding alone gives about 3e-15. In float32 sums of up to 25,088 products in another order give 1e-6.
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
 
@@ -36,7 +36,7 @@ def compare(net, dtype, sizes=SIZES):
     model, variables = from_torch(net.state_dict())
     apply = jax.jit(model.apply)
     for size in sizes:
-        x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(dtype)
+        x = np.random.default_rng(0).normal(size=(*size, 3)).astype(dtype)
         with torch.no_grad():
             expected = net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
         logits = apply(variables, x)
@@ -122,5 +122,5 @@ def test_cifar_head_of_torch():
         def forward(self, x):
             return self.classifier(self.features(x).mean((2, 3)))
 
-    model = compare(Net(), np.float32, [(64, 64)])
+    model = compare(Net(), np.float32, [(2, 64, 64)])
     assert (model.num_classes, model.hidden, model.pool_size) == (10, (), 1)

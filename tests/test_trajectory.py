@@ -20,8 +20,12 @@ STEPS = 20
 def torch_network(torchvision, batch_norm, head):
     """torchvision's VGG-11 with a narrow head: its own is 124 million of 133 million parameters."""
     torch.manual_seed(0)
-    net = torchvision.models.vgg11_bn() if batch_norm else torchvision.models.vgg11()
     nn = torch.nn
+    net = (torchvision.models.vgg11_bn if batch_norm else torchvision.models.vgg11)(init_weights=False)
+    for module in net.features:  # as torchvision, which would draw the whole head too
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)
     if head == "cifar":
         net.avgpool, net.classifier = nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Linear(512, 10))
     else:
