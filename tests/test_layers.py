@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax import lax
 
 from tests.conftest import relative_error
@@ -77,17 +79,31 @@ def test_max_pool_keeps_nan(position):
     assert np.isnan(max_pool(jnp.asarray(x)))
 
 
-@pytest.mark.parametrize("size", [1, 2, 7])
-@pytest.mark.parametrize("height", [1, 2, 3, 5, 6, 7, 8, 10, 13, 14, 15, 31])
-def test_adaptive_avg_pool_equals_torch(height, size, x64):
-    for width in (1, 7, 15):
-        x, weights = normal(2, height, width, 3), normal(2, size, size, 3, seed=1)
-        tensor = to_torch(x)
-        pooled = torch.nn.functional.adaptive_avg_pool2d(tensor, size)
-        (pooled * torch.from_numpy(weights.transpose(0, 3, 1, 2))).sum().backward()
-        y, gradient = output_and_gradient(lambda x: adaptive_avg_pool(x, size), x, weights)
-        assert relative_error(y, from_torch(pooled)) < ROUNDING
-        assert relative_error(gradient, from_torch(tensor.grad)) < ROUNDING
+def check_adaptive_avg_pool(height, width, size):
+    """Value and gradient beside PyTorch's."""
+    x, weights = normal(2, height, width, 3), normal(2, size, size, 3, seed=1)
+    tensor = to_torch(x)
+    pooled = torch.nn.functional.adaptive_avg_pool2d(tensor, size)
+    (pooled * torch.from_numpy(weights.transpose(0, 3, 1, 2))).sum().backward()
+    y, gradient = output_and_gradient(lambda x: adaptive_avg_pool(x, size), x, weights)
+    assert relative_error(y, from_torch(pooled)) < ROUNDING
+    assert relative_error(gradient, from_torch(tensor.grad)) < ROUNDING
+
+
+SIDES = (1, 2, 3, 5, 6, 7, 8, 10, 13, 14, 15, 31)
+
+
+@pytest.mark.parametrize("height", SIDES)
+def test_adaptive_avg_pool_equals_torch(height, x64):
+    for width in SIDES:
+        check_adaptive_avg_pool(height, width, 7)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 12))
+def test_adaptive_avg_pool_equals_torch_at_any_size(height, width, size):
+    with jax.enable_x64(True):
+        check_adaptive_avg_pool(height, width, size)
 
 
 def test_local_response_norm_equals_torch(x64):
