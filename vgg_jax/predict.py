@@ -17,21 +17,11 @@ import numpy as np
 import PIL.Image
 
 from vgg_jax.errors import UserError, report_mistakes
-from vgg_jax.model import VGG
 from vgg_jax.preprocess import Preprocessing
-from vgg_jax.pretrained import NAMES, load_pretrained, preprocessing
-from vgg_jax.weight_files import load_with_preprocessing
-from vgg_jax.weights import Variables
+from vgg_jax.pretrained import NAMES, load_weights
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 LARGEST = 100_000_000  # pixels of one image, as its header states
-
-
-def load_weights(name_or_path: str) -> tuple[VGG, Variables, Preprocessing]:
-    """A pretrained network by its name, or that of a file or a run."""
-    if name_or_path in NAMES:
-        return (*load_pretrained(name_or_path), preprocessing(name_or_path))
-    return load_with_preprocessing(name_or_path)
 
 
 def find_images(paths: list[str]) -> list[str]:

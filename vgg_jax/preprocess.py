@@ -24,16 +24,37 @@ class Preprocessing:
 
     def __call__(self, image: "PIL.Image.Image") -> np.ndarray:
         """From an image of any mode, rotated as its EXIF data say, to (crop, crop, C) float32."""
-        pixels = self.view(image).astype(np.float32) / 255
-        return (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return self._normalize(self.view(image))
 
     def view(self, image: "PIL.Image.Image") -> np.ndarray:
         """The image before normalisation: (crop, crop, C) uint8."""
         from vgg_jax.data import views
 
-        image = views.to_mode(image, "L" if self.channel_order == "L" else "RGB")
-        pixels = views.centre_crop(views.resize_short_side(image, self.resize), self.crop)
+        return self._order(views.centre_crop(self._resized(image, self.resize), self.crop))
+
+    def uncropped(self, image: "PIL.Image.Image", resize: int) -> np.ndarray:
+        """The whole image with its short side resized to `resize`: (H, W, C) float32, normalised."""
+        return self._normalize(self._order(np.atleast_3d(np.asarray(self._resized(image, resize)))))
+
+    def to_image(self, array: np.ndarray) -> "PIL.Image.Image":
+        """The image that a network's input (H, W, C) shows: the way back, rounded and clipped to uint8."""
+        import PIL.Image
+
+        pixels = np.asarray(array, np.float32) * np.array(self.std, np.float32) + np.array(self.mean, np.float32)
+        pixels = self._order((pixels * 255).round().clip(0, 255).astype(np.uint8))
+        return PIL.Image.fromarray(pixels[..., 0] if self.channel_order == "L" else pixels)
+
+    def _resized(self, image: "PIL.Image.Image", size: int) -> "PIL.Image.Image":
+        from vgg_jax.data import views
+
+        return views.resize_short_side(views.to_mode(image, "L" if self.channel_order == "L" else "RGB"), size)
+
+    def _order(self, pixels: np.ndarray) -> np.ndarray:
         return pixels[..., ::-1] if self.channel_order == "BGR" else pixels
+
+    def _normalize(self, pixels: np.ndarray) -> np.ndarray:
+        scaled = pixels.astype(np.float32) / 255
+        return (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
 
 IMAGENET = Preprocessing()

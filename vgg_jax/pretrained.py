@@ -50,6 +50,13 @@ def load_pretrained(name: str) -> tuple[VGG, Variables]:
     return load(placed if os.path.exists(placed) else _from_hub(name, placed))
 
 
+def load_weights(name_or_path: str) -> tuple[VGG, Variables, Preprocessing]:
+    """A pretrained network by its name, or that of a file or a run, and what its weights want of an image."""
+    if name_or_path in NAMES:
+        return (*load_pretrained(name_or_path), preprocessing(name_or_path))
+    return load_with_preprocessing(name_or_path)
+
+
 def preprocessing(name_or_path: str | os.PathLike) -> Preprocessing:
     """What weights want of an image: a function from a PIL image to (H, W, C) float32, the network's input.
 

@@ -1,0 +1,125 @@
+"""Paints one image in the style of another: python -m vgg_jax.style_transfer CONTENT STYLE OUT [--weights vgg19]
+
+Gatys, Ecker and Bethge, "Image Style Transfer Using Convolutional Neural Networks", CVPR 2016: the pixels are moved by
+Adam until their activations at one layer are those of CONTENT, and their Gram matrices at five layers those of STYLE.
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import PIL.Image
+from tqdm import tqdm
+
+from vgg_jax.errors import UserError, report_mistakes
+from vgg_jax.model import VGG
+from vgg_jax.perceptual import features, gram_matrix
+from vgg_jax.preprocess import Preprocessing
+from vgg_jax.pretrained import load_weights
+
+CONTENT_LAYER = "conv4_2"
+STYLE_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
+
+
+def style_transfer(
+    model: VGG,
+    variables: Mapping[str, Any],
+    content: jax.Array,
+    style: jax.Array,
+    style_weight: float = 100.0,
+    steps: int = 300,
+    learning_rate: float = 0.02,
+    average_pool: bool = True,
+) -> jax.Array:
+    """The image that has the content of one image and the style of another.
+
+    Both losses are relative, so that any weights will do: the squared distance of the activations (of the Gram
+    matrices, as a mean over the layers) over the squared norm of those wanted.
+
+    Args:
+      model: the network; of any depth and head.
+      variables: its variables; those of the head may be missing.
+      content: (1, H, W, C) floats, normalised as the weights want them; the start too.
+      style: (1, H', W', C) likewise.
+      style_weight: how much style counts beside content, which counts 1.
+      steps: of Adam.
+      learning_rate: of Adam, in units of normalised pixels.
+      average_pool: average where the network takes maxima, as the paper found better.
+
+    Returns:
+      (1, H, W, C) normalised floats.
+    """
+    maps = functools.partial(features, model, variables, average_pool=average_pool)
+    wanted_content = maps(content, layers=[CONTENT_LAYER])[CONTENT_LAYER]
+    wanted_style = {name: gram_matrix(x) for name, x in maps(style, layers=STYLE_LAYERS).items()}
+
+    def relative(found: jax.Array, wanted: jax.Array) -> jax.Array:
+        return jnp.square(found - wanted).sum() / jnp.square(wanted).sum()
+
+    def loss(image: jax.Array) -> jax.Array:
+        found = maps(image, layers=[CONTENT_LAYER, *STYLE_LAYERS])
+        styles = [relative(gram_matrix(found[name]), wanted) for name, wanted in wanted_style.items()]
+        return relative(found[CONTENT_LAYER], wanted_content) + style_weight * jnp.stack(styles).mean()
+
+    optimizer = optax.adam(learning_rate)
+
+    @jax.jit
+    def step(image: jax.Array, state: Any) -> tuple[jax.Array, Any, jax.Array]:
+        value, gradient = jax.value_and_grad(loss)(image)
+        updates, state = optimizer.update(gradient, state)
+        return image + updates, state, value
+
+    image, state = content, optimizer.init(content)
+    progress = tqdm(range(steps), desc="style transfer", unit=" steps", disable=None)
+    for i in progress:
+        image, state, value = step(image, state)
+        if i % 10 == 0:
+            progress.set_postfix(loss=f"{float(value):.4f}")
+    return image
+
+
+def read(path: str, prepare: Preprocessing, size: int) -> jax.Array:
+    """An image with its short side resized to `size`, uncropped and normalised: (1, H, W, C)."""
+    try:
+        with PIL.Image.open(path) as image:
+            return jnp.asarray(prepare.uncropped(image, size))[None]
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: not a readable image: {error}") from None
+
+
+def run(content: str, style: str, out: str, weights: str, size: int, **options: Any) -> int:
+    """The command; returns its exit code."""
+    model, variables, prepare = load_weights(weights)
+    image = style_transfer(model, variables, read(content, prepare, size), read(style, prepare, size), **options)
+    try:
+        prepare.to_image(np.asarray(image[0])).save(out)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {out}: {error}; expected a name such as out.png") from None
+    print(out)
+    return 0
+
+
+def main() -> int:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vgg_jax.style_transfer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name in ("content", "style", "out"):
+        parser.add_argument(name)
+    parser.add_argument("--weights", default="vgg19", help="a name of load_pretrained, a file, or a run's directory")
+    parser.add_argument("--size", type=int, default=256, help="of the short sides, in pixels; by default 256")
+    parser.add_argument("--steps", type=int, default=300, help="of Adam; by default 300")
+    parser.add_argument("--style-weight", type=float, default=100.0, help="beside the content's 1; by default 100")
+    return report_mistakes("style_transfer", lambda: run(**vars(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
