@@ -19,17 +19,19 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
-from vgg_jax.checkpoint import Checkpoints
+from vgg_jax.checkpoint import Checkpoints, holds_checkpoint
 from vgg_jax.config import Config, check_field_name, create_model, field_names, validate
 from vgg_jax.data.augmentation import augment, normalize
 from vgg_jax.data.pipeline import Loader
-from vgg_jax.data.sources import check_config, open_split
+from vgg_jax.data.sources import check_config, open_splits
 from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.evaluation import evaluate
 from vgg_jax.optimizer import make_optimizer, make_schedule
+from vgg_jax.pretrained import load_weights
 from vgg_jax.reporting import Reporter, say
 from vgg_jax.run_directory import open_run
 from vgg_jax.training import create_train_state, eval_step, train_step
+from vgg_jax.weights import Variables
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: a file of configs/")
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory; by default runs/NAME for configs/NAME.py")
@@ -42,10 +44,8 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
     devices = jax.devices()
     mesh = Mesh(np.array(devices), ("data",))
     replicated = NamedSharding(mesh, P())
-    train_split, eval_split = (open_split(config.data, s) for s in (config.data.train_split, config.data.eval_split))
+    train_split, eval_split = open_splits(config)
     check_config(config, train_split, eval_split, len(devices))
-    open_run(workdir, config)
-    train_loader, eval_loader = (Loader(split, config.data, mesh) for split in (train_split, eval_split))
 
     steps_per_epoch = len(train_split) // config.batch_size
     num_steps = max(1, round(config.num_epochs * steps_per_epoch))
@@ -58,8 +58,19 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
     optimizer = make_optimizer(config.optimizer, schedule)
     image_shape = (config.data.image_size, config.data.image_size, train_split.channels)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    init = functools.partial(create_train_state, model=model, optimizer=optimizer, image_shape=image_shape)
-    state = jax.jit(init, out_shardings=replicated)(init_key)
+    checkpoint_dir = os.path.join(workdir, "checkpoints")
+    init = functools.partial(
+        create_train_state,
+        model=model,
+        optimizer=optimizer,
+        image_shape=image_shape,
+        source_layers=config.init_layers,
+        frozen=config.freeze,
+    )
+    source = initial_variables(config) if config.init_from and not holds_checkpoint(checkpoint_dir) else None
+    state = jax.jit(init, out_shardings=replicated)(init_key, source=source)
+    open_run(workdir, config)
+    train_loader, eval_loader = (Loader(split, config.data, mesh) for split in (train_split, eval_split))
 
     test_view = functools.partial(normalize, mean=config.data.mean, std=config.data.std)
     train_view = functools.partial(augment, pad=config.data.pad_on_device, flip=config.data.flip, normalize=test_view)
@@ -70,11 +81,12 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
 
     if summary:
         say(model.tabulate(init_key, np.zeros((1, *image_shape), np.float32), console_kwargs={"width": 120}))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    say(f"VGG-{model.depth} with {parameters:,} parameters on {len(devices)} {devices[0].device_kind} device(s)")
+    count, trained = (sum(a.size for a in jax.tree.leaves(p)) for p in (state.variables["params"], state.params))
+    parameters = f"{count:,} parameters" + (f", of which {trained:,} train," if trained < count else "")
+    say(f"VGG-{model.depth} with {parameters} on {len(devices)} {devices[0].device_kind} device(s)")
     say(f"{len(train_split):,} training and {len(eval_split):,} evaluation images; {num_steps:,} steps")
 
-    checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"))
+    checkpoints = Checkpoints(checkpoint_dir)
     if checkpoints.latest_step is not None:
         state = checkpoints.restore(state)
         say(f"going on from the checkpoint of step {checkpoints.latest_step} in {workdir}")
@@ -114,6 +126,17 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
         return 128 + stop.received
     say(f"finished: step {step}; see {os.path.join(workdir, 'curves.png')}")
     return 0
+
+
+def initial_variables(config: Config) -> Variables:
+    """The variables of the network that `config.init_from` names; says so where it saw its images otherwise."""
+    _, variables, prepare = load_weights(config.init_from)
+    if (prepare.mean, prepare.std) != (config.data.mean, config.data.std):
+        say(
+            f"note: {config.init_from} wants mean {prepare.mean} and std {prepare.std} in the order "
+            f"{prepare.channel_order}; config.data has mean {config.data.mean} and std {config.data.std}"
+        )
+    return variables
 
 
 class StopSignals:

@@ -1,5 +1,6 @@
 """From TFDS records on disk to batches on the devices."""
 
+import dataclasses
 import io
 import os
 
@@ -13,8 +14,9 @@ from tests.conftest import photographs, raises_user_error, write_cifar10, write_
 from vgg_jax.config import Config, DataConfig
 from vgg_jax.data import digits, views
 from vgg_jax.data.augmentation import augment, normalize, random_crop, random_flip
-from vgg_jax.data.pipeline import Loader, permutation, train_indices
-from vgg_jax.data.sources import check_config, open_split
+from vgg_jax.data.order import permutation, train_indices
+from vgg_jax.data.pipeline import Loader
+from vgg_jax.data.sources import check_config, open_split, open_splits
 
 
 def mesh(devices=1):
@@ -85,6 +87,24 @@ def test_a_stopped_preparation_is_not_taken_for_a_whole_one(tmp_path, monkeypatc
 
 
 # --- which examples, in which order
+
+
+def test_selecting_classes_and_a_number_of_each(data_dir):
+    config = Config(data=digits_config(data_dir, classes=(5, 7), images_per_class=4), seed=3)
+    train_split, eval_split = open_splits(config)
+    whole_train, whole_eval = (open_split(config.data, name) for name in ("train", "test"))
+    labels = np.array([whole_train.test_view(i)[1] for i in range(len(whole_train))])
+    assert sorted(label for _, label in map(train_split.test_view, range(len(train_split)))) == [5] * 4 + [7] * 4
+    chosen = [train_split.records[i]["id"] for i in range(8)]
+    all_ids = [record["id"] for record in whole_train.records]
+    assert set(chosen) < {all_ids[i] for i in np.flatnonzero(np.isin(labels, (5, 7)))}
+    assert [eval_split.records[i]["id"] for i in range(len(eval_split))] == [
+        record["id"] for record in whole_eval.records if record["label"] in (5, 7)
+    ]
+    # The seed draws them, and alone.
+    again, other = (open_splits(dataclasses.replace(config, seed=seed))[0] for seed in (3, 4))
+    assert [again.records[i]["id"] for i in range(8)] == chosen
+    assert [other.records[i]["id"] for i in range(8)] != chosen
 
 
 def test_permutation_is_a_pure_function_of_seed_and_epoch():

@@ -59,6 +59,24 @@ def test_steps_equal_pytorchs(schedule, clip_norm, nesterov, x64):
         assert relative_error(params, weights.detach().numpy()) < (1e-5 if clip_norm else 1e-6)
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 5e-4])
+def test_adam_equals_pytorchs(weight_decay, x64):
+    config = OptimizerConfig(name="adam", weight_decay=weight_decay)
+    optimizer = make_optimizer(config, optax.constant_schedule(1e-3))
+    random = np.random.default_rng(0)
+    start, gradients = random.normal(size=7), random.normal(size=(STEPS, 7))
+    weights = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    reference = torch.optim.Adam([weights], lr=1e-3, weight_decay=weight_decay)
+    params = jnp.asarray(start)
+    state = optimizer.init(params)
+    for gradient in gradients:
+        updates, state = optimizer.update(jnp.asarray(gradient), state, params)
+        params = optax.apply_updates(params, updates)
+        weights.grad = torch.from_numpy(gradient)
+        reference.step()
+        assert relative_error(params, weights.detach().numpy()) < 1e-6
+
+
 def test_warm_up_rises_linearly_then_the_schedule_starts():
     config = OptimizerConfig(learning_rate=0.8, warmup_epochs=2, schedule="cosine")
     rate = make_schedule(config, STEPS_PER_EPOCH, STEPS)

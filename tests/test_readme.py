@@ -20,6 +20,7 @@ def test_snippets_run_one_after_the_other(torchvision, tmp_path, monkeypatch):
     assert namespace["logits"].shape == (1, 1000)
     assert namespace["style"].shape == (1, 256, 256)
     assert namespace["gradient"].any()
+    assert int(namespace["state"].step) == 1
 
 
 def test_named_files_exist():

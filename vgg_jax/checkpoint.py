@@ -13,8 +13,9 @@ from vgg_jax.training import TrainState
 class Checkpoints:
     """The directory of a run's checkpoints; keeps the two latest and the one of the best accuracy.
 
-    A checkpoint holds everything that changes in a run: step, parameters, running statistics, optimizer state. The
-    order of the data and every random number follow from the seed and the step. Saves happen in the background.
+    A checkpoint holds everything that changes in a run: step, parameters (with the frozen ones), running statistics,
+    optimizer state. The order of the data and every random number follow from the seed and the step. Saves happen in
+    the background.
     """
 
     def __init__(self, directory: str) -> None:
@@ -50,6 +51,11 @@ class Checkpoints:
         self._manager.close()
 
 
+def holds_checkpoint(directory: str) -> bool:
+    """Whether there is a checkpoint in the directory, which may be missing."""
+    return os.path.isdir(directory) and any(name.isdigit() for name in os.listdir(directory))
+
+
 def _arrays(state: TrainState) -> dict[str, Any]:
-    names = ("step", "params", "batch_stats", "opt_state")
+    names = ("step", "params", "frozen_params", "batch_stats", "opt_state")
     return {name: getattr(state, name) for name in names}

@@ -14,6 +14,7 @@ from typing import Any
 from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
 
+OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "step", "cosine")
 TRAIN_VIEWS = ("pad_crop", "random_resized_crop")
 DTYPES = ("float32", "bfloat16", "float64")
@@ -44,6 +45,8 @@ class DataConfig:
     data_dir: str = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
     train_split: str = "train"
     eval_split: str = "test"
+    classes: tuple[int, ...] = ()  # only the images of these labels, which stay what they are; (): of all
+    images_per_class: int = 0  # so many training images of each class, drawn by the seed; 0: all
     image_size: int = 32  # the side of the square input, in pixels
     resize: int = 32  # test view: short side to `resize`, then the centre `image_size`
     train_view: str = "pad_crop"  # of the test view, on the device; or random_resized_crop, on the host
@@ -61,11 +64,12 @@ class DataConfig:
 
 @dataclasses.dataclass
 class OptimizerConfig:
-    """SGD with momentum, as PyTorch's, and the learning rate's schedule."""
+    """SGD with momentum or Adam, as PyTorch's, and the learning rate's schedule."""
 
+    name: str = "sgd"  # or adam, with the usual moments of 0.9 and 0.999
     learning_rate: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
+    momentum: float = 0.9  # of sgd
+    nesterov: bool = False  # of sgd
     weight_decay: float = 5e-4  # of every parameter
     clip_norm: float = 0.0  # the gradient is scaled down to this global norm; 0: it is not
     schedule: str = "cosine"  # to zero at the end; step: times `step_factor` at each of `step_epochs`; constant
@@ -85,6 +89,9 @@ class Config:
     eval_batch_size: int = 512
     num_epochs: float = 200.0
     seed: int = 0  # of the initialisation, the order, the augmentation and dropout
+    init_from: str = ""  # a file of weights, a run's directory or a name of load_pretrained
+    init_layers: tuple[str, ...] = ("features",)  # that are taken from it: names of layers, "features", "head"
+    freeze: tuple[str, ...] = ()  # the layers that stay as they are, named likewise
     log_every_steps: int = 50
     eval_every_epochs: float = 1.0
     checkpoint_every_epochs: float = 1.0
@@ -166,6 +173,8 @@ def _value_problems(config: Config) -> list[str]:
         ("eval_every_epochs", config.eval_every_epochs > 0, "more than 0"),
         ("checkpoint_every_epochs", config.checkpoint_every_epochs > 0, "more than 0"),
         ("model.dtype", config.model.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
+        ("data.classes", data.classes == tuple(sorted(set(data.classes))), "labels in rising order"),
+        ("data.images_per_class", data.images_per_class >= 0, "0 or more"),
         ("data.image_size", data.image_size > 0, "1 or more"),
         ("data.resize", data.resize >= data.image_size, f"at least config.data.image_size, {data.image_size}"),
         ("data.train_view", data.train_view in TRAIN_VIEWS, f"one of {', '.join(TRAIN_VIEWS)}"),
@@ -173,6 +182,7 @@ def _value_problems(config: Config) -> list[str]:
         ("data.std", all(s > 0 for s in data.std), "more than 0 for each channel"),
         ("data.mean", len(data.mean) == len(data.std), f"as many channels as config.data.std, {len(data.std)}"),
         ("data.num_threads", data.num_threads > 0, "1 or more"),
+        ("optimizer.name", optimizer.name in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
         ("optimizer.learning_rate", 0 < optimizer.learning_rate < math.inf, "more than 0, and finite"),
         ("optimizer.momentum", 0 <= optimizer.momentum < 1, "at least 0 and below 1"),
         ("optimizer.weight_decay", optimizer.weight_decay >= 0, "0 or more"),
@@ -194,6 +204,14 @@ def _value_problems(config: Config) -> list[str]:
     except ValueError as error:
         problems.append(f"config.model.{error}")
     else:
+        for field in ("init_layers", "freeze"):
+            try:
+                layers = model.layers_with_parameters(getattr(config, field))
+            except ValueError as error:
+                problems.append(f"config.{field}: {error}")
+            else:
+                if field == "freeze" and layers == model.layers_with_parameters(("features", "head")):
+                    problems.append("config.freeze has all layers; expected some that train")
         smallest = 2 ** len(model.pool_after)
         if data.image_size < smallest:
             problems.append(

@@ -6,6 +6,7 @@ Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image 
 
 import functools
 import operator
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,6 +26,8 @@ TABLE_1 = {
     "E": ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512, 512, 512, 512)),
 }
 COLUMNS = {11: "A", 13: "B", 16: "D", 19: "E"}
+
+WITH_PARAMETERS = ("conv", "bn", "dense")
 
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 dense_init = nn.initializers.normal(0.01)
@@ -119,14 +122,39 @@ class VGG(nn.Module):
         """The names of all layers, in order."""
         return [layer.name for part in (*self.stages, self.head) for layer in part]
 
+    def layers_with_parameters(self, names: Collection[str]) -> list[str]:
+        """The convolutions, batch norms and dense layers that `names` mean, in order.
+
+        Args:
+          names: names of such layers; `features` means all those of the convolutional part, `head` the others.
+
+        Raises:
+          ValueError: where a name is none of these.
+        """
+        parts = {"features": [layer for stage in self.stages for layer in stage], "head": self.head}
+        groups = {part: [x.name for x in layers if x.kind in WITH_PARAMETERS] for part, layers in parts.items()}
+        known = groups["features"] + groups["head"]
+        unknown = [name for name in names if name not in groups and name not in known]
+        if unknown:
+            raise ValueError(f"found no layer {', '.join(unknown)} with parameters; expected some of "
+                             f"{', '.join([*groups, *known])}")  # fmt: skip
+        meant = {layer for name in names for layer in groups.get(name, [name])}
+        return [layer for layer in known if layer in meant]
+
     @nn.compact
     def __call__(
-        self, images: jax.Array, train: bool = False, last_layer: str | None = None, average_pool: bool = False
+        self,
+        images: jax.Array,
+        train: bool = False,
+        last_layer: str | None = None,
+        average_pool: bool = False,
+        frozen: Collection[str] = (),
     ) -> jax.Array:
         """From images (N, H, W, C) to logits (N, num_classes), as the class says.
 
         Computes up to and including `last_layer`, if one is named; `average_pool` averages where the network takes
-        maxima. The output of every layer computed is sown, by its name, into `intermediates/outputs`.
+        maxima; the layers `frozen` work as in evaluation whatever `train` says: batch norm keeps its running
+        statistics. The output of every layer computed is sown, by its name, into `intermediates/outputs`.
         """
         self._check(images)
         names = self.layer_names
@@ -135,7 +163,7 @@ class VGG(nn.Module):
         def run(self: "VGG", x: jax.Array, layers: list[Layer]) -> jax.Array:
             for layer in layers:
                 if layer.name in computed:
-                    x = self._apply_layer(layer, x, train, average_pool)
+                    x = self._apply_layer(layer, x, train and layer.name not in frozen, average_pool)
                     self.sow("intermediates", "outputs", {layer.name: x}, init_fn=dict, reduce_fn=operator.or_)
             return x
 

@@ -1,4 +1,4 @@
-"""SGD with momentum, as PyTorch's, and the schedules of the learning rate."""
+"""SGD with momentum and Adam, as PyTorch's, and the schedules of the learning rate."""
 
 import optax
 
@@ -22,9 +22,13 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, num_steps: int)
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """`torch.optim.SGD`: the decay of every parameter joins the (clipped) gradient before the momentum."""
+    """`torch.optim.SGD` or `Adam`: the decay of every parameter joins the (clipped) gradient before the moments."""
+    if config.name == "adam":
+        rule = optax.adam(schedule)
+    else:
+        rule = optax.sgd(schedule, config.momentum or None, nesterov=config.nesterov)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(schedule, config.momentum or None, nesterov=config.nesterov),
+        rule,
     )

@@ -1,33 +1,94 @@
 """The training state and the pure functions that make and advance it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from flax.training import train_state
 
+from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
 
 
 class TrainState(train_state.TrainState):
-    """Step, parameters, optimizer state, and batch norm's running statistics (empty without batch norm)."""
+    """Step, parameters, optimizer state, and batch norm's running statistics (empty without batch norm).
+
+    `params` are those that train; `frozen_params`, from the names of other layers to theirs, stay as they are, and
+    have neither gradient nor optimizer state.
+    """
 
     batch_stats: Any
+    frozen_params: Any = struct.field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the model is applied to: all parameters, and the running statistics."""
+        return self.variables_with(self.params)
+
+    def variables_with(self, params: Any) -> dict[str, Any]:
+        """The same with other values of the parameters that train."""
+        return {"params": {**self.frozen_params, **params}, "batch_stats": self.batch_stats}
 
 
 def create_train_state(
-    key: jax.Array, model: VGG, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int]
+    key: jax.Array,
+    model: VGG,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    source: Mapping[str, Any] | None = None,
+    source_layers: Collection[str] = ("features",),
+    frozen: Collection[str] = (),
 ) -> TrainState:
-    """A state at step 0 with torchvision's initialisation, for images of shape (H, W, C)."""
+    """A state at step 0 with torchvision's initialisation, or with layers of another network.
+
+    Args:
+      key: of the initialisation.
+      model: the network to train.
+      optimizer: of the parameters that are not frozen.
+      image_shape: (H, W, C) of the images.
+      source: variables of another network, from which `source_layers` are taken, batch norm's statistics too.
+      source_layers: names of layers, `features` or `head`, as `VGG.layers_with_parameters` takes them.
+      frozen: the layers that stay as they are, named likewise; batch norm there keeps its running statistics.
+
+    Raises:
+      ValueError: where a layer is unknown, is absent from `source` or has other shapes there, with every mismatch; and
+        where all layers are frozen.
+    """
     variables = model.init(key, jnp.zeros((1, *image_shape), model.dtype))
+    if source is not None:
+        variables = _take_layers(variables, source, model.layers_with_parameters(source_layers))
+    frozen_layers = model.layers_with_parameters(frozen)
+    params = {layer: p for layer, p in variables["params"].items() if layer not in frozen_layers}
+    if not params:
+        raise ValueError("all layers are frozen; expected some that train")
     return TrainState.create(
         apply_fn=model.apply,
-        params=variables["params"],
+        params=params,
+        frozen_params={layer: variables["params"][layer] for layer in frozen_layers},
         batch_stats=variables.get("batch_stats", {}),
         tx=optimizer,
     )
+
+
+def _take_layers(variables: Mapping[str, Any], source: Mapping[str, Any], layers: list[str]) -> dict[str, Any]:
+    """`variables`, with copies of the named layers of `source`: a step that donates the state leaves `source` alone."""
+    taken: dict[str, Any] = {}
+    problems = []
+    for collection, ours in variables.items():
+        theirs = source.get(collection, {})
+        taken[collection] = dict(ours)
+        for layer in layers:
+            expected, found = (jax.tree.map(jnp.shape, tree.get(layer)) for tree in (ours, theirs))
+            if expected == found and layer in ours:
+                taken[collection][layer] = jax.tree.map(lambda a, b: jnp.array(b, a.dtype), ours[layer], theirs[layer])
+            elif expected != found:
+                problems.append(f"{layer} is {found or 'absent'} in the source; expected {expected or 'none'}")
+    if problems:
+        raise UserError("\n".join(problems))
+    return taken
 
 
 def train_step(
@@ -52,9 +113,10 @@ def train_step(
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         logits, updates = state.apply_fn(
-            {"params": params, "batch_stats": state.batch_stats},
+            state.variables_with(params),
             images,
             train=True,
+            frozen=tuple(state.frozen_params),
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
@@ -76,9 +138,7 @@ def eval_step(
       batch: `image`, `label` as for `train_step`, and `weight` (N,): 1, or 0 for an example that does not count.
       normalize: from batch["image"] to normalised float images.
     """
-    logits = state.apply_fn(
-        {"params": state.params, "batch_stats": state.batch_stats}, normalize(batch["image"]), train=False
-    )
+    logits = state.apply_fn(state.variables, normalize(batch["image"]), train=False)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     correct = logits.argmax(-1) == batch["label"]
     weight = batch["weight"]

@@ -164,7 +164,9 @@ def _load_run(path: str) -> tuple[VGG, Variables, Preprocessing]:
         if manager.latest_step() is None:
             raise UserError(f"{path} holds no checkpoint yet")
         tree = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
-    variables = {name: tree[name] for name in ("params", "batch_stats") if tree.get(name)}
+    variables = {"params": {**tree["params"], **(tree["frozen_params"] or {})}}
+    if tree["batch_stats"]:
+        variables["batch_stats"] = tree["batch_stats"]
     data = config.data
     order = "L" if len(data.mean) == 1 else "RGB"
     return (

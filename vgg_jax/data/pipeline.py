@@ -1,7 +1,6 @@
 """The host pipeline: which examples make up a batch, and how they reach the devices."""
 
 import collections
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from vgg_jax.config import DataConfig
+from vgg_jax.data.order import train_indices
 from vgg_jax.data.sources import Split
 from vgg_jax.errors import UserError
 
@@ -21,21 +21,6 @@ Example = dict[str, Any]  # arrays: image and label of one example, or of a batc
 
 RESIDENT_BYTES = 2**31  # a split up to this size lives on each device whole
 BATCHES_AHEAD = 2
-
-
-@functools.lru_cache(maxsize=2)
-def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """The order of the examples in an epoch: a pure function, the same on every machine and NumPy version."""
-    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(num_examples)
-    order = np.argsort(bits, kind="stable")
-    order.setflags(write=False)  # it is shared by whoever asks again
-    return order
-
-
-def train_indices(seed: int, step: int, batch_size: int, num_examples: int) -> np.ndarray:
-    """The examples of a training step's batch. An epoch leaves out its last, incomplete batch."""
-    epoch, i = divmod(step, num_examples // batch_size)
-    return permutation(seed, epoch, num_examples)[i * batch_size : (i + 1) * batch_size]
 
 
 class Loader:

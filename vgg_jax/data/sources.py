@@ -1,7 +1,9 @@
 """One split of a TFDS data set, by random access and without TensorFlow: an index to a uint8 image and a label."""
 
+import dataclasses
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ import PIL.Image
 
 from vgg_jax.config import Config, DataConfig
 from vgg_jax.data import digits, views
+from vgg_jax.data.order import permutation
 from vgg_jax.errors import UserError
 
 
@@ -23,6 +26,26 @@ class Split:
     channels: int
     image_size: int
     resize: int
+
+    def select(self, classes: Sequence[int], per_class: int = 0, seed: int = 0) -> "Split":
+        """The examples whose label is among `classes`, or all; of each class `per_class` drawn by `seed`, or all.
+
+        Raises:
+          UserError: where a class is unknown or has too few examples.
+        """
+        if not classes and not per_class:
+            return self
+        labels = np.array([self.records[i]["label"] for i in range(len(self))])
+        chosen: list[int] = []
+        for label in classes or range(self.num_classes):
+            (found,) = np.nonzero(labels == label)
+            if len(found) < max(per_class, 1):
+                raise UserError(
+                    f"{self.name} has {len(found)} examples of class {label}; expected at least {max(per_class, 1)}, "
+                    "for config.data.classes and images_per_class"
+                )
+            chosen += list(found[permutation(seed, label, len(found))[: per_class or None]])
+        return dataclasses.replace(self, records=_Selection(self.records, np.sort(chosen)))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -41,6 +64,31 @@ class Split:
         record = self.records[int(index)]
         image = PIL.Image.open(io.BytesIO(record["image"]))
         return views.to_mode(image, "L" if self.channels == 1 else "RGB"), np.int32(record["label"])
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """Some records of a source, in their order."""
+
+    records: Any
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.records[int(self.indices[index])]
+
+
+def open_splits(config: Config) -> tuple[Split, Split]:
+    """The training and the evaluation split of `config`, of those classes and with so many images as it says.
+
+    Raises:
+      UserError: as `open_split` and `Split.select`.
+    """
+    data = config.data
+    train_split, eval_split = (open_split(data, name) for name in (data.train_split, data.eval_split))
+    return train_split.select(data.classes, data.images_per_class, config.seed), eval_split.select(data.classes)
 
 
 def open_split(config: DataConfig, split: str) -> Split:

@@ -1,0 +1,184 @@
+"""Layers of another network, and layers that stay as they are: in the step, and in `train.py`."""
+
+import functools
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.conftest import raises_user_error
+from tests.test_train_command import accuracy, command, saved_arrays, train
+from vgg_jax import VGG, load
+from vgg_jax.config import OptimizerConfig
+from vgg_jax.optimizer import make_optimizer
+from vgg_jax.training import create_train_state, eval_step, train_step
+
+SMALL = dict(depth=11, batch_norm=True, pool_size=1, pool_after=(1, 2, 3, 4))
+IMAGE_SHAPE = (16, 16, 1)
+ADAM = OptimizerConfig(name="adam", learning_rate=1e-3, weight_decay=0.0, schedule="constant")
+optimizer = make_optimizer(ADAM, optax.constant_schedule(1e-3))
+
+
+@functools.cache
+def trained():
+    """The variables of another network with five classes: random numbers, none of them a new network's."""
+    model = VGG(**SMALL, num_classes=5, hidden=())
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE)))
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(random.uniform(0.01, 0.1, leaf.shape), leaf.dtype), shapes)
+
+
+@functools.cache
+def states():
+    """The state with frozen features of the other network, and that of a new network."""
+    model = VGG(**SMALL, num_classes=10, hidden=(64, 32))
+    create = functools.partial(
+        create_train_state, jax.random.key(1), model, optimizer, IMAGE_SHAPE, frozen=("features",)
+    )
+    new = functools.partial(create_train_state, jax.random.key(1), model, optimizer, IMAGE_SHAPE)
+    return jax.jit(create)(source=trained()), jax.jit(new)()
+
+
+def make_batch(seed=0):
+    random = np.random.default_rng(seed)
+    return {
+        "image": random.normal(size=(8, *IMAGE_SHAPE)).astype(np.float32),
+        "label": random.integers(0, 10, 8).astype(np.int32),
+    }
+
+
+def assert_equal(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_the_features_are_those_of_the_source_and_the_head_is_new():
+    state, new = states()
+    assert set(state.params) == {"fc6", "fc7", "fc8"}
+    features = {layer: p for layer, p in trained()["params"].items() if layer != "fc8"}
+    assert_equal(state.frozen_params, features)
+    assert_equal(state.batch_stats, trained()["batch_stats"])
+    assert_equal(state.params, {layer: new.params[layer] for layer in state.params})
+
+
+def test_only_the_layers_named_are_taken():
+    model = VGG(**SMALL, num_classes=5, hidden=())
+    layers = ("conv2_1", "bn3_1", "head")
+    state = create_train_state(jax.random.key(1), model, optimizer, IMAGE_SHAPE, trained(), layers)
+    new = create_train_state(jax.random.key(1), model, optimizer, IMAGE_SHAPE)
+    for collection in ("params", "batch_stats"):
+        for layer, arrays in state.variables[collection].items():
+            source = trained() if layer in ("conv2_1", "bn3_1", "fc8") else new.variables
+            assert_equal(arrays, source[collection][layer])
+    assert not state.frozen_params
+
+
+def test_frozen_layers_stay_bit_identical_and_have_neither_optimizer_state_nor_statistics_of_the_batch():
+    state, _ = states()
+    head_shapes = sorted(leaf.shape for leaf in jax.tree.leaves(state.params))
+    moments = sorted(leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
+    assert moments == sorted(head_shapes * 2)  # Adam's two
+
+    after = state
+    step = jax.jit(train_step)
+    for seed in range(3):
+        after, _ = step(after, make_batch(seed), jax.random.key(2))
+    assert_equal(after.frozen_params, state.frozen_params)
+    assert_equal(after.batch_stats, state.batch_stats)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.params, state.params)
+    assert jax.tree.all(moved)
+
+
+def test_a_step_that_donates_its_state_leaves_the_source_alone():
+    model = VGG(**SMALL, num_classes=10, hidden=(64, 32))
+    before = jax.tree.map(np.array, trained())
+    state = create_train_state(jax.random.key(1), model, optimizer, IMAGE_SHAPE, trained(), frozen=("features",))
+    jax.jit(train_step, donate_argnums=0)(state, make_batch(), jax.random.key(2))
+    assert_equal(trained(), before)
+
+
+def test_frozen_batch_norm_uses_its_running_statistics():
+    """Without dropout, the loss in training is that of evaluation; of a network that trains whole it is not."""
+    batch = make_batch()
+    for state, equal in zip(states(), (True, False), strict=True):
+        model = VGG(**SMALL, num_classes=10, hidden=(64, 32), dropout_rate=0.0)
+        state = state.replace(apply_fn=model.apply)
+        _, metrics = jax.jit(train_step)(state, batch, jax.random.key(0))
+        sums = jax.jit(eval_step)(state, {**batch, "weight": jnp.ones(8)})
+        difference = abs(float(metrics["loss"]) / (float(sums["loss"]) / 8) - 1)
+        assert (difference < 1e-5) == equal
+
+
+def test_a_step_with_frozen_features_has_at_most_two_fifths_of_the_work():
+    """A third, and the head: nothing of the features is differentiated."""
+    flops = []
+    for state in states():
+        compiled = jax.jit(train_step).lower(state, make_batch(), jax.random.key(0)).compile()
+        flops.append(compiled.cost_analysis()["flops"])
+    assert 0.2 < flops[0] / flops[1] < 0.4
+
+
+def test_layers_that_do_not_fit_are_all_named():
+    model = VGG(**SMALL, num_classes=10, hidden=(64, 32))
+    with raises_user_error("conv1_1 is", "(3, 3, 1, 64)", "(3, 3, 3, 64)", "fc6 is absent", "fc8 is"):
+        create_train_state(jax.random.key(0), model, optimizer, (16, 16, 3), trained(), ("features", "head"))
+    deeper = VGG(**SMALL | {"depth": 13}, num_classes=5, hidden=())
+    with raises_user_error("conv1_2 is absent", "bn2_2 is absent"):
+        create_train_state(jax.random.key(0), deeper, optimizer, IMAGE_SHAPE, trained())
+
+
+def test_unknown_layers_and_none_that_train():
+    model = VGG(**SMALL, num_classes=5, hidden=())
+    with pytest.raises(ValueError, match="found no layer conv9_9 with parameters; expected some of features, head, co"):
+        create_train_state(jax.random.key(0), model, optimizer, IMAGE_SHAPE, frozen=("conv9_9",))
+    with pytest.raises(ValueError, match="all layers are frozen"):
+        create_train_state(jax.random.key(0), model, optimizer, IMAGE_SHAPE, frozen=("features", "head"))
+
+
+FIELDS = ("data.image_size=16", "data.resize=16", "data.pad=2", "model.pool_after=(1, 2, 3, 4)")
+
+
+def test_transfer_from_a_run(data_dir, tmp_path):
+    """From a run on 0 to 4 to the digits 5 to 9; it goes on when the source is gone, and is loaded whole."""
+    source, workdir = tmp_path / "source", tmp_path / "transfer"
+    train("digits.py", source, data_dir, *FIELDS, "data.classes=(0, 1, 2, 3, 4)", "num_epochs=2")
+    fields = (*FIELDS, f"init_from={source}", "log_every_steps=1")
+    output = train("digits_transfer.py", workdir, data_dir, *fields, "num_epochs=3")
+    assert "50 training and 180 evaluation images; 3 steps" in output
+    assert "of which 6,306,826 train" in output  # 512 x 4096, 4096 x 1024, 1024 x 10, and their biases
+
+    before, after = saved_arrays(source), saved_arrays(workdir)
+    frozen = {path: array for path, array in after.items() if "frozen_params" in path or "batch_stats" in path}
+    assert len(frozen) == 8 * 4 + 8 * 2
+    for path, array in frozen.items():
+        np.testing.assert_array_equal(array, before[path.replace("frozen_params", "params")], err_msg=path)
+
+    shutil.rmtree(source)
+    output = train("digits_transfer.py", workdir, data_dir, *fields, "num_epochs=40")
+    assert "going on from the checkpoint of step 3" in output
+    assert accuracy(workdir) > 0.5  # of five classes
+    model, variables = load(workdir)
+    assert set(variables["params"]) == set(model.layers_with_parameters(("features", "head")))
+
+
+@pytest.mark.parametrize(
+    ("field", "line"),
+    [
+        ("init_from=nowhere", "nowhere does not exist; expected a .pth"),
+        ("freeze=('conv1',)", "config.freeze: found no layer conv1 with parameters; expected some of features, head"),
+        ("freeze=('features', 'head')", "config.freeze has all layers; expected some that train"),
+        ("data.classes=(5, 12)", "digits/train has 0 examples of class 12; expected at least 1"),
+        ("data.images_per_class=1000", "examples of class 0; expected at least 1000"),
+        ("data.classes=(5, 5)", "config.data.classes is (5, 5); expected labels in rising order"),
+        ("optimizer.name=lion", "config.optimizer.name is 'lion'; expected one of sgd, adam"),
+    ],
+)
+def test_a_mistake_gives_one_line(field, line, data_dir, tmp_path):
+    process = subprocess.run(command("digits.py", tmp_path / "run", data_dir, field), capture_output=True, text=True)
+    assert process.returncode == 2
+    (error,) = process.stderr.splitlines()
+    assert line in error
+    assert not (tmp_path / "run").exists()
