@@ -8,6 +8,7 @@ import tempfile
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else XLA speaks of each program that it takes from the cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -61,6 +62,21 @@ def data_dir(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("tfds"))
     digits.prepare(path)
     return path
+
+
+def random_variables(model, *image_shape):
+    """Variables as of a new network, for images of shape (H, W, C), by NumPy: JAX's draws compile for seconds."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape), model.dtype))
+    random = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name != "kernel":
+            return jnp.full(leaf.shape, name in ("scale", "var"), leaf.dtype)
+        std = 0.01 if leaf.ndim == 2 else np.sqrt(2 / (leaf.shape[0] * leaf.shape[1] * leaf.shape[3]))
+        return jnp.asarray(std * random.standard_normal(leaf.shape, np.float32), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def relative_error(actual, expected):

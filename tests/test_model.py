@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.conftest import relative_error
+from tests.conftest import random_variables, relative_error
 from vgg_jax import VGG
 
 COUNTS = {  # parameters; plain and with batch norm: torchvision's own
@@ -125,7 +125,7 @@ def test_dropout_only_in_training():
     model = VGG(11, num_classes=4, hidden=(64, 64), pool_size=1)
     x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     # Larger weights than the initial ones, so that the difference is no rounding.
-    variables = jax.tree.map(lambda a: 3 * a, jax.jit(model.init)(jax.random.key(0), x))
+    variables = jax.tree.map(lambda a: 3 * a, random_variables(model, 32, 32, 3))
     train = jax.jit(lambda key: model.apply(variables, x, train=True, rngs={"dropout": key}))
     first, second = train(jax.random.key(2)), train(jax.random.key(3))
     assert relative_error(first, second) > 0.01
@@ -138,7 +138,7 @@ def test_dropout_only_in_training():
 def test_bfloat16_computation_gives_float32_logits():
     model = VGG(**SMALL, dtype=jnp.bfloat16)
     x = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = random_variables(model, 32, 32, 3)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     logits = jax.jit(model.apply)(variables, x)
     assert logits.dtype == jnp.float32
@@ -151,7 +151,7 @@ def test_bfloat16_computation_gives_float32_logits():
 def test_remat_saves_less_and_changes_nothing(batch_norm, x64):
     x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3), jnp.float64)
     plain = VGG(**SMALL, batch_norm=batch_norm, dtype=jnp.float64, param_dtype=jnp.float64)
-    variables = jax.jit(plain.init)(jax.random.key(0), x)
+    variables = random_variables(plain, 32, 32, 3)
     gradients, residuals = [], []
     for model in (plain, plain.clone(remat=True)):
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.conftest import relative_error
+from tests.conftest import random_variables, relative_error
 from vgg_jax import VGG, features
 from vgg_jax.perceptual import gram_matrix, perceptual_distance
 
@@ -16,7 +16,7 @@ MODEL = VGG(11, num_classes=5, hidden=(16, 8), pool_size=1)
 
 @pytest.fixture(scope="module")
 def variables():
-    return jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    return random_variables(MODEL, 32, 32, 3)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,9 @@ def test_nothing_deeper_is_computed(variables, images):
 
 
 def test_average_pooling_on_request(variables, images):
-    outputs = features(MODEL, variables, images, ("relu1_1", "pool1"), average_pool=True)
+    outputs = jax.jit(functools.partial(features, MODEL, layers=("relu1_1", "pool1"), average_pool=True))(
+        variables, images
+    )
     expected = outputs["relu1_1"].reshape(2, 16, 2, 16, 2, 64).mean((2, 4))
     np.testing.assert_allclose(outputs["pool1"], expected, rtol=1e-5, atol=1e-7)  # a sum of four
 
@@ -71,7 +73,8 @@ def test_gram_matrix_by_hand():
 def test_perceptual_distance_by_hand_and_its_gradient(variables, images):
     others = images + 0.1 * jax.random.normal(jax.random.key(2), images.shape)
     weights = {"relu1_1": 2.0, "fc6": 0.5}
-    ours, theirs = (features(MODEL, variables, x, list(weights)) for x in (images, others))
+    maps = jax.jit(functools.partial(features, MODEL, variables, layers=list(weights)))
+    ours, theirs = maps(images), maps(others)
     expected = sum(w * np.square(ours[k] - theirs[k]).reshape(2, -1).mean(1) for k, w in weights.items())
     distance = jax.jit(lambda x: perceptual_distance(MODEL, variables, x, others, weights))
     np.testing.assert_allclose(distance(images), expected, rtol=1e-5)

@@ -12,13 +12,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import vgg_jax.model
-from tests.conftest import relative_error
+from tests.conftest import random_variables, relative_error
 from vgg_jax import VGG
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.data.augmentation import augment, normalize
 from vgg_jax.evaluation import evaluate
 from vgg_jax.optimizer import make_optimizer
-from vgg_jax.training import create_train_state, eval_step, train_step
+from vgg_jax.training import TrainState, eval_step, train_step
 
 # Rounding in another order of summation, after five steps.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
@@ -31,8 +31,10 @@ def make_state(dtype="float32", learning_rate=0.01, **fields):
     fields = small | fields
     model = VGG(**fields, dtype=dtype, param_dtype=dtype)
     optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(learning_rate))
-    init = functools.partial(create_train_state, model=model, optimizer=optimizer, image_shape=IMAGE_SHAPE)
-    return jax.jit(init)(jax.random.key(0))
+    variables = random_variables(model, *IMAGE_SHAPE)
+    return TrainState.create(
+        apply_fn=model.apply, params=variables["params"], batch_stats=variables.get("batch_stats", {}), tx=optimizer
+    )
 
 
 def make_batches(steps, size, dtype=np.float32):
