@@ -27,11 +27,10 @@ from vgg_jax.data.sources import check_config, open_splits
 from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.evaluation import evaluate
 from vgg_jax.optimizer import make_optimizer, make_schedule
-from vgg_jax.pretrained import load_weights
 from vgg_jax.reporting import Reporter, say
 from vgg_jax.run_directory import open_run
 from vgg_jax.training import create_train_state, eval_step, train_step
-from vgg_jax.weights import Variables
+from vgg_jax.transfer import source_variables
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: a file of configs/")
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory; by default runs/NAME for configs/NAME.py")
@@ -67,8 +66,10 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
         source_layers=config.init_layers,
         frozen=config.freeze,
     )
-    source = initial_variables(config) if config.init_from and not holds_checkpoint(checkpoint_dir) else None
-    state = jax.jit(init, out_shardings=replicated)(init_key, source=source)
+    starts = not holds_checkpoint(checkpoint_dir)
+    state = jax.jit(init, out_shardings=replicated)(
+        init_key, source=source_variables(config, model) if config.init_from and starts else None
+    )
     open_run(workdir, config)
     train_loader, eval_loader = (Loader(split, config.data, mesh) for split in (train_split, eval_split))
 
@@ -126,17 +127,6 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
         return 128 + stop.received
     say(f"finished: step {step}; see {os.path.join(workdir, 'curves.png')}")
     return 0
-
-
-def initial_variables(config: Config) -> Variables:
-    """The variables of the network that `config.init_from` names; says so where it saw its images otherwise."""
-    _, variables, prepare = load_weights(config.init_from)
-    if (prepare.mean, prepare.std) != (config.data.mean, config.data.std):
-        say(
-            f"note: {config.init_from} wants mean {prepare.mean} and std {prepare.std} in the order "
-            f"{prepare.channel_order}; config.data has mean {config.data.mean} and std {config.data.std}"
-        )
-    return variables
 
 
 class StopSignals:

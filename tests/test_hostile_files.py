@@ -37,6 +37,21 @@ def test_wrong_files_name_what_was_found_and_expected(tmp_path):
     model = VGG(**SMALL)
     with raises_user_error("expected .safetensors or .pth"):
         save(tmp_path / "w.npz", model, variables_of(model))
+    with raises_user_error("missing, where w.pth should go, is no folder"):
+        save(tmp_path / "missing" / "w.pth", model, variables_of(model))
+
+
+def test_damaged_and_odd_pth_files_are_refused(tmp_path):
+    path = tmp_path / "damaged.pth"
+    torch.save({"features.0.weight": torch.zeros(2)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02")] ^= 1  # the table of contents, which is at the end
+    path.write_bytes(content)
+    with raises_user_error("damaged.pth", "not a whole archive"):
+        load(path)
+    torch.save({0: torch.zeros(1)}, tmp_path / "numbers.pth")
+    with raises_user_error("numbers.pth: holds a dict; expected a state dict"):
+        load(tmp_path / "numbers.pth")
 
 
 def test_numbers_that_are_not_finite_are_named(tmp_path):

@@ -176,6 +176,7 @@ def test_the_authors_weights_are_downloaded_once_and_checked(tmp_path, monkeypat
     monkeypatch.setattr("vgg_jax.pretrained.KERAS_URL", f"file://{tmp_path}/{{net}}.h5")
     with raises_user_error("has md5", "expected 64373286793e3c8b2b4e3219cbf3544b"):
         load_pretrained("vgg16_caffe")
+    assert os.listdir(tmp_path / "cache") == []
     md5 = hashlib.md5((tmp_path / "vgg16.h5").read_bytes()).hexdigest()
     monkeypatch.setitem(__import__("vgg_jax.pretrained").pretrained.AUTHORS_MD5, "vgg16_caffe", md5)
     model, variables = load_pretrained("vgg16_caffe")

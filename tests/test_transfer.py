@@ -1,8 +1,11 @@
 """Layers of another network, and layers that stay as they are: in the step, and in `train.py`."""
 
+import dataclasses
 import functools
+import os
 import shutil
 import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +13,14 @@ import numpy as np
 import optax
 import pytest
 
-from tests.conftest import raises_user_error
+from tests.conftest import raises_user_error, random_variables
 from tests.test_train_command import accuracy, command, saved_arrays, train
-from vgg_jax import VGG, load
-from vgg_jax.config import OptimizerConfig
+from vgg_jax import VGG, load, save
+from vgg_jax.config import Config, ModelConfig, OptimizerConfig, create_model
 from vgg_jax.optimizer import make_optimizer
+from vgg_jax.preprocess import AUTHORS
 from vgg_jax.training import create_train_state, eval_step, train_step
+from vgg_jax.transfer import source_variables
 
 SMALL = dict(depth=11, batch_norm=True, pool_size=1, pool_after=(1, 2, 3, 4))
 IMAGE_SHAPE = (16, 16, 1)
@@ -100,6 +105,29 @@ def test_a_step_that_donates_its_state_leaves_the_source_alone():
     assert_equal(trained(), before)
 
 
+def test_a_part_of_the_features_may_be_frozen():
+    model = VGG(**SMALL, num_classes=10, hidden=())
+    frozen = ("conv1_1", "bn1_1", "conv2_1")
+    create = functools.partial(create_train_state, jax.random.key(1), model, optimizer, IMAGE_SHAPE, frozen=frozen)
+    state = jax.jit(create)(source=trained())
+    after, _ = jax.jit(train_step)(state, make_batch(), jax.random.key(2))
+    assert_equal(after.frozen_params, state.frozen_params)
+    assert set(after.frozen_params) == set(frozen)
+    moved = {
+        layer
+        for layer, statistics in after.batch_stats.items()
+        if (statistics["mean"] != state.batch_stats[layer]["mean"]).any()
+    }
+    assert moved == set(state.batch_stats) - {"bn1_1"}
+
+
+def test_the_network_takes_the_names_of_parts_as_frozen_too():
+    model = VGG(**SMALL, num_classes=5, hidden=())
+    apply = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"], frozen=("features",)))
+    _, updates = apply(trained(), make_batch()["image"])
+    assert_equal(updates["batch_stats"], trained()["batch_stats"])
+
+
 def test_frozen_batch_norm_uses_its_running_statistics():
     """Without dropout, the loss in training is that of evaluation; of a network that trains whole it is not."""
     batch = make_batch()
@@ -125,6 +153,9 @@ def test_layers_that_do_not_fit_are_all_named():
     model = VGG(**SMALL, num_classes=10, hidden=(64, 32))
     with raises_user_error("conv1_1 is", "(3, 3, 1, 64)", "(3, 3, 3, 64)", "fc6 is absent", "fc8 is"):
         create_train_state(jax.random.key(0), model, optimizer, (16, 16, 3), trained(), ("features", "head"))
+    plain = VGG(**SMALL | {"batch_norm": False}, num_classes=5, hidden=())
+    with raises_user_error("the source has bn1_1, bn2_1, ", "and the network has not: other features"):
+        create_train_state(jax.random.key(0), plain, optimizer, IMAGE_SHAPE, trained())
     deeper = VGG(**SMALL | {"depth": 13}, num_classes=5, hidden=())
     with raises_user_error("conv1_2 is absent", "bn2_2 is absent"):
         create_train_state(jax.random.key(0), deeper, optimizer, IMAGE_SHAPE, trained())
@@ -138,6 +169,43 @@ def test_unknown_layers_and_none_that_train():
         create_train_state(jax.random.key(0), model, optimizer, IMAGE_SHAPE, frozen=("features", "head"))
 
 
+def test_a_source_with_other_features_is_refused_and_one_of_bgr_images_turned(tmp_path, capsys):
+    config = Config(init_from=str(tmp_path / "source.safetensors"))
+    fields = dict(depth=11, num_classes=10, pool_size=1, hidden=())
+    config.model = ModelConfig(**fields, batch_norm=False)
+    model = create_model(config.model)
+    variables = random_variables(model, 32, 32, 3)
+    save(config.init_from, model, variables, dataclasses.replace(AUTHORS, resize=32, crop=32))
+    kernel = source_variables(config, model)["params"]["conv1_1"]["kernel"]
+    np.testing.assert_array_equal(kernel, variables["params"]["conv1_1"]["kernel"][:, :, ::-1])
+    assert "note: " in capsys.readouterr().out
+    config.data.mean, config.data.std = AUTHORS.mean[::-1], AUTHORS.std
+    source_variables(config, model)
+    assert capsys.readouterr().out == ""
+
+    for field, value in (("batch_norm", True), ("depth", 13), ("lrn", True), ("pool_after", (1, 2, 3))):
+        other = VGG(**{**fields, field: value})
+        with raises_user_error("are not those of config.model", f"it has {field} ", f"expected {value}"):
+            source_variables(config, other)
+
+
+def test_a_run_is_loaded_on_another_number_of_devices(data_dir, tmp_path):
+    """Saved from eight, loaded on one; and what is loaded here, on eight again, is bound to none of them."""
+    assert jax.device_count() == 8
+    fields = ("data.images_per_class=8", "batch_size=16", "num_epochs=1", "optimizer.warmup_epochs=0", *FIELDS)
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+    arguments = command("digits.py", tmp_path, data_dir, *fields)
+    process = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    assert "on 8 cpu device(s)" in process.stdout, process.stderr
+    code = "import sys, jax, vgg_jax; print(jax.device_count(), vgg_jax.load(sys.argv[1])[0].depth)"
+    loaded = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert loaded.stdout == "1 11\n", loaded.stderr
+    _, variables = load(tmp_path)
+    assert not any(leaf.committed for leaf in jax.tree.leaves(variables))
+    saved = saved_arrays(tmp_path)
+    np.testing.assert_array_equal(variables["params"]["conv5_2"]["kernel"], saved["['params']['conv5_2']['kernel']"])
+
+
 FIELDS = ("data.image_size=16", "data.resize=16", "data.pad=2", "model.pool_after=(1, 2, 3, 4)")
 
 
@@ -146,6 +214,7 @@ def test_transfer_from_a_run(data_dir, tmp_path):
     source, workdir = tmp_path / "source", tmp_path / "transfer"
     train("digits.py", source, data_dir, *FIELDS, "data.classes=(0, 1, 2, 3, 4)", "num_epochs=2")
     fields = (*FIELDS, f"init_from={source}", "log_every_steps=1")
+    train("digits_transfer.py", tmp_path / "whole", data_dir, *fields, "num_epochs=20")
     output = train("digits_transfer.py", workdir, data_dir, *fields, "num_epochs=3")
     assert "50 training and 180 evaluation images; 3 steps" in output
     assert "of which 6,306,826 train" in output  # 512 x 4096, 4096 x 1024, 1024 x 10, and their biases
@@ -157,8 +226,12 @@ def test_transfer_from_a_run(data_dir, tmp_path):
         np.testing.assert_array_equal(array, before[path.replace("frozen_params", "params")], err_msg=path)
 
     shutil.rmtree(source)
-    output = train("digits_transfer.py", workdir, data_dir, *fields, "num_epochs=40")
+    output = train("digits_transfer.py", workdir, data_dir, *fields, "num_epochs=20")
     assert "going on from the checkpoint of step 3" in output
+    resumed, whole = saved_arrays(workdir), saved_arrays(tmp_path / "whole")
+    assert resumed.keys() == whole.keys()
+    for path, array in whole.items():
+        np.testing.assert_array_equal(resumed[path], array, err_msg=path)
     assert accuracy(workdir) > 0.5  # of five classes
     model, variables = load(workdir)
     assert set(variables["params"]) == set(model.layers_with_parameters(("features", "head")))
@@ -170,6 +243,11 @@ def test_transfer_from_a_run(data_dir, tmp_path):
         ("init_from=nowhere", "nowhere does not exist; expected a .pth"),
         ("freeze=('conv1',)", "config.freeze: found no layer conv1 with parameters; expected some of features, head"),
         ("freeze=('features', 'head')", "config.freeze has all layers; expected some that train"),
+        (
+            "init_from=x --config.init_layers=('conv1_1',) --config.freeze=('conv1_1', 'conv2_1')",
+            "config.freeze has conv2_1; exp",
+        ),
+        ("init_from=x --config.init_layers=()", "config.init_layers is (); expected the layers to take"),
         ("data.classes=(5, 12)", "digits/train has 0 examples of class 12; expected at least 1"),
         ("data.images_per_class=1000", "examples of class 0; expected at least 1000"),
         ("data.classes=(5, 5)", "config.data.classes is (5, 5); expected labels in rising order"),
@@ -177,7 +255,8 @@ def test_transfer_from_a_run(data_dir, tmp_path):
     ],
 )
 def test_a_mistake_gives_one_line(field, line, data_dir, tmp_path):
-    process = subprocess.run(command("digits.py", tmp_path / "run", data_dir, field), capture_output=True, text=True)
+    arguments = command("digits.py", tmp_path / "run", data_dir, *field.split(" --config."))
+    process = subprocess.run(arguments, capture_output=True, text=True)
     assert process.returncode == 2
     (error,) = process.stderr.splitlines()
     assert line in error

@@ -18,6 +18,7 @@ from tests.test_weights import assert_equal_trees, variables_of
 from vgg_jax import VGG, load, save, to_torch
 from vgg_jax.convert import convert
 from vgg_jax.preprocess import AUTHORS, FEATURES, IMAGENET, Preprocessing
+from vgg_jax.pretrained import load_for_images
 from vgg_jax.weight_files import load_with_preprocessing
 
 SMALL = dict(depth=11, num_classes=3, pool_size=1, hidden=(8, 8))
@@ -200,9 +201,24 @@ def test_images_of_every_mode():
 # --- convert
 
 
+def test_a_pth_file_cannot_say_what_its_images_want(tmp_path, capsys):
+    model = VGG(**SMALL)
+    own = Preprocessing(32, 32, (0.5,), (0.25,), "L")
+    save(tmp_path / "a.safetensors", model, variables_of(model, channels=1), own)
+    with raises_user_error("missing, where b.pth should go, is no folder"):
+        convert(str(tmp_path / "a.safetensors"), str(tmp_path / "missing" / "b.pth"), check=False)
+    assert convert(str(tmp_path / "a.safetensors"), str(tmp_path / "b.pth"), check=False) == 0
+    assert "note: a .pth file cannot say that its images want Preprocessing(resize=32" in capsys.readouterr().out
+    assert load_for_images(str(tmp_path / "a.safetensors"))[2] == own
+    with raises_user_error("b.pth takes images of 1 channel(s), and does not say how to prepare them"):
+        load_for_images(str(tmp_path / "b.pth"))
+    with raises_user_error("another head, column, pools or channels"):
+        convert(str(tmp_path / "a.safetensors"), str(tmp_path / "c.pth"), check=True)
+
+
 def test_convert_and_check_against_torchvision(tmp_path, torchvision, capsys):
     torch.manual_seed(0)
-    net = torchvision.models.vgg11_bn(weights=None, num_classes=6)
+    net = torchvision.models.vgg11_bn(weights=None, num_classes=6, init_weights=False)
     torch.save(net.state_dict(), tmp_path / "a.pth")
     assert convert(str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors"), check=True) == 0
     output = capsys.readouterr().out

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import raises_user_error
 from vgg_jax import VGG, from_torch, to_torch
 
 SMALL = dict(num_classes=10, pool_size=1, hidden=())
@@ -78,6 +79,24 @@ def test_other_networks_are_read_where_they_are_given(model):
     same, back = from_torch(to_torch(model, variables), model)
     assert same is model
     assert_equal_trees(back, variables)
+
+
+def test_other_classifiers():
+    """One layer called `classifier`, as in networks for CIFAR, is read; others are refused in one line."""
+    model = VGG(11, **SMALL)
+    variables = variables_of(model)
+    state_dict = to_torch(model, variables)
+    for leaf in ("weight", "bias"):
+        state_dict[f"classifier.{leaf}"] = state_dict.pop(f"classifier.0.{leaf}")
+    assert_equal_trees(from_torch(state_dict)[1], variables)
+
+    for leaf in ("weight", "bias"):
+        state_dict[f"classifier.fc.{leaf}"] = state_dict.pop(f"classifier.{leaf}")
+    with raises_user_error("unexpected classifier.fc.weight (10, 512)"):
+        from_torch(state_dict)
+    deep = {f"classifier.{i}.weight": np.zeros((5, 5), np.float32) for i in (0, 3, 6, 9)}
+    with raises_user_error("its classifier is no VGG's: hidden is (5, 5, 5)"):
+        from_torch({"features.0.weight": state_dict["features.0.weight"], **deep})
 
 
 def test_names_of_the_head_are_torchvisions():

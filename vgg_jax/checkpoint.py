@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -51,11 +52,21 @@ class Checkpoints:
         self._manager.close()
 
 
+def read_latest(directory: str) -> dict[str, Any]:
+    """The newest checkpoint's arrays on the host, whatever devices they were saved from."""
+    handler = ocp.StandardCheckpointHandler()  # else there are no metadata to be had
+    with ocp.CheckpointManager(os.path.abspath(directory), item_handlers=handler) as manager:
+        step = manager.latest_step()
+        saved = manager.item_metadata(step)
+        target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
+        return jax.tree.map(np.asarray, manager.restore(step, args=ocp.args.StandardRestore(target)))
+
+
 def holds_checkpoint(directory: str) -> bool:
     """Whether there is a checkpoint in the directory, which may be missing."""
     return os.path.isdir(directory) and any(name.isdigit() for name in os.listdir(directory))
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:
-    names = ("step", "params", "frozen_params", "batch_stats", "opt_state")
+    names = ["step", "params", "batch_stats", "opt_state"] + ["frozen_params"] * bool(state.frozen_params)
     return {name: getattr(state, name) for name in names}

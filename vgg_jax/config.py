@@ -212,6 +212,12 @@ def _value_problems(config: Config) -> list[str]:
             else:
                 if field == "freeze" and layers == model.layers_with_parameters(("features", "head")):
                     problems.append("config.freeze has all layers; expected some that train")
+        if config.init_from and not problems:
+            taken, frozen = (model.layers_with_parameters(names) for names in (config.init_layers, config.freeze))
+            if not taken:
+                problems.append("config.init_layers is (); expected the layers to take from config.init_from")
+            if strangers := [layer for layer in frozen if layer not in taken]:
+                problems.append(f"config.freeze has {', '.join(strangers)}; expected layers of config.init_layers")
         smallest = 2 ** len(model.pool_after)
         if data.image_size < smallest:
             problems.append(

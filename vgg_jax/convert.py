@@ -14,7 +14,8 @@ import numpy as np
 
 from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.model import VGG
-from vgg_jax.weight_files import load, load_with_preprocessing, save
+from vgg_jax.preprocess import IMAGENET
+from vgg_jax.weight_files import check_target, load, load_with_preprocessing, save
 from vgg_jax.weights import Variables, to_torch
 
 
@@ -22,6 +23,7 @@ def convert(source: str, target: str, check: bool) -> int:
     """Reads `source`, writes `target`, and compares logits on request; returns the exit code."""
     if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
         raise UserError(f"{target} is the source itself; expected another file")
+    check_target(target)
     model, variables, preprocessing = load_with_preprocessing(source)
     save(target, model, variables, preprocessing)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
@@ -29,6 +31,8 @@ def convert(source: str, target: str, check: bool) -> int:
         f"{target}: VGG-{model.depth}{' with batch norm' if model.batch_norm else ''}, {model.num_classes} classes, "
         f"{parameters:,} parameters"
     )
+    if not target.endswith(".safetensors") and preprocessing != IMAGENET:
+        print(f"note: a .pth file cannot say that its images want {preprocessing}; a .safetensors file does")
     if check:
         error = compare_with_torchvision(*load(target))
         print(f"logits beside torchvision's: relative error {error:.1e}")
@@ -45,9 +49,12 @@ def compare_with_torchvision(model: VGG, variables: Variables) -> float:
         import torchvision
     except (ImportError, RuntimeError) as error:
         raise UserError(f"--check needs torch and torchvision: {error}") from None
-    if (model.hidden, model.pool_size) != ((4096, 4096), 7) or model.num_classes is None or model.lrn or model.conv1x1:
+    own = VGG(model.depth, model.batch_norm, num_classes=model.num_classes)
+    channels = variables["params"]["conv1_1"]["kernel"].shape[2]
+    if (model.stages, model.head, model.pool_size, channels) != (own.stages, own.head, 7, 3) or not model.num_classes:
         raise UserError(
-            "--check compares with torchvision's networks, which this one is not: it has another head or column"
+            "--check compares with torchvision's networks, which this one is not: it has another head, column, pools "
+            "or channels"
         )
     name = f"vgg{model.depth}{'_bn' if model.batch_norm else ''}"
     net = getattr(torchvision.models, name)(weights=None, num_classes=model.num_classes).eval()
@@ -56,7 +63,7 @@ def compare_with_torchvision(model: VGG, variables: Variables) -> float:
     images = np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype(np.float32)
     with torch.no_grad():
         expected = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    logits = np.asarray(model.apply(variables, images))
+    logits = np.asarray(model.clone(dtype=np.float32).apply(variables, images))
     return float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
 
 

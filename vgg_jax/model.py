@@ -153,11 +153,13 @@ class VGG(nn.Module):
         """From images (N, H, W, C) to logits (N, num_classes), as the class says.
 
         Computes up to and including `last_layer`, if one is named; `average_pool` averages where the network takes
-        maxima; the layers `frozen` work as in evaluation whatever `train` says: batch norm keeps its running
-        statistics. The output of every layer computed is sown, by its name, into `intermediates/outputs`.
+        maxima; the layers `frozen` (as for `layers_with_parameters`) work as in evaluation whatever `train` says:
+        batch norm keeps its running statistics. The output of every layer computed is sown, by its name, into
+        `intermediates/outputs`.
         """
         self._check(images)
         names = self.layer_names
+        frozen = self.layers_with_parameters(frozen)
         computed = set(names if last_layer is None else names[: names.index(last_layer) + 1])
 
         def run(self: "VGG", x: jax.Array, layers: list[Layer]) -> jax.Array:

@@ -14,14 +14,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import PIL.Image
 
 from vgg_jax.errors import UserError, report_mistakes
-from vgg_jax.preprocess import Preprocessing
-from vgg_jax.pretrained import NAMES, load_weights
+from vgg_jax.preprocess import read_image
+from vgg_jax.pretrained import NAMES, load_for_images
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
-LARGEST = 100_000_000  # pixels of one image, as its header states
 
 
 def find_images(paths: list[str]) -> list[str]:
@@ -39,25 +37,12 @@ def find_images(paths: list[str]) -> list[str]:
     return files
 
 
-def read_image(path: str, prepare: Preprocessing) -> np.ndarray:
-    """The network's input for an image file.
-
-    Raises:
-      UserError: where it is no image, or larger than any should be.
-    """
-    try:
-        with PIL.Image.open(path) as image:
-            if image.width * image.height > LARGEST:
-                raise UserError(f"{path}: {image.width} x {image.height} pixels; expected at most {LARGEST:,}")
-            return prepare(image)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"{path}: not a readable image: {error}") from None
-
-
 def predict(weights: str, paths: list[str], top: int = 5, batch_size: int = 32) -> Iterator[dict[str, Any]]:
     """Yields for each image {"image": path, "predictions": [{"class", "name", "probability"}, ...]} or its "error"."""
+    if top < 1:
+        raise UserError(f"--top is {top}; expected 1 or more")
     files = find_images(paths)
-    model, variables, prepare = load_weights(weights)
+    model, variables, prepare = load_for_images(weights)
     if model.num_classes is None:
         raise UserError(f"{weights} holds features only; expected a network with classes")
     names = class_names(model.num_classes)

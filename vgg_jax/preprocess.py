@@ -1,12 +1,17 @@
 """What a network's weights want of an image: it belongs to the weights, and is saved with them."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vgg_jax.errors import UserError
+
 if TYPE_CHECKING:
     import PIL.Image
+
+LARGEST = 100_000_000  # pixels of one image, as its header states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +60,25 @@ class Preprocessing:
     def _normalize(self, pixels: np.ndarray) -> np.ndarray:
         scaled = pixels.astype(np.float32) / 255
         return (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+
+
+def read_image(path: str, view: Callable[["PIL.Image.Image"], np.ndarray]) -> np.ndarray:
+    """What `view`, a Preprocessing for example, makes of an image file.
+
+    Raises:
+      UserError: where it is no image, or larger than any should be.
+    """
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(path) as image:
+            if image.width * image.height > LARGEST:
+                raise UserError(f"{path}: {image.width} x {image.height} pixels; expected at most {LARGEST:,}")
+            return view(image)
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable image: {error}") from None
 
 
 IMAGENET = Preprocessing()

@@ -43,9 +43,10 @@ def load_pretrained(name: str) -> tuple[VGG, Variables]:
         raise UserError(f"found no pretrained network {name!r}; expected one of {', '.join(NAMES)}")
     placed = os.path.join(cache_dir(), name + (".h5" if name in AUTHORS_MD5 else ".safetensors"))
     if name in AUTHORS_MD5:
-        if not os.path.exists(placed):
-            _download(KERAS_URL.format(net=name.removesuffix("_caffe")), placed, name)
-        _check(placed, "md5", AUTHORS_MD5[name])
+        if os.path.exists(placed):
+            _check(placed, "md5", AUTHORS_MD5[name])
+        else:
+            _download(KERAS_URL.format(net=name.removesuffix("_caffe")), placed, name, AUTHORS_MD5[name])
         return load(placed)
     return load(placed if os.path.exists(placed) else _from_hub(name, placed))
 
@@ -55,6 +56,18 @@ def load_weights(name_or_path: str) -> tuple[VGG, Variables, Preprocessing]:
     if name_or_path in NAMES:
         return (*load_pretrained(name_or_path), preprocessing(name_or_path))
     return load_with_preprocessing(name_or_path)
+
+
+def load_for_images(name_or_path: str) -> tuple[VGG, Variables, Preprocessing]:
+    """`load_weights`, where the preprocessing must give the channels that the network takes."""
+    model, variables, prepare = load_weights(name_or_path)
+    channels = variables["params"]["conv1_1"]["kernel"].shape[2]
+    if channels != len(prepare.mean):
+        raise UserError(
+            f"{name_or_path} takes images of {channels} channel(s), and does not say how to prepare them: expected a "
+            "run's directory, or a .safetensors file that `vgg_jax.save` or `vgg_jax.convert` wrote"
+        )
+    return model, variables, prepare
 
 
 def preprocessing(name_or_path: str | os.PathLike) -> Preprocessing:
@@ -99,8 +112,8 @@ def _from_hub(name: str, placed: str) -> str:
     return path
 
 
-def _download(url: str, path: str, name: str) -> None:
-    """Downloads a file; it appears whole."""
+def _download(url: str, path: str, name: str, md5: str) -> None:
+    """Downloads a file; it appears whole and checked, or not at all."""
     from tqdm import tqdm
 
     partial = path + ".partial"
@@ -112,7 +125,11 @@ def _download(url: str, path: str, name: str) -> None:
                 while chunk := response.read(2**20):
                     file.write(chunk)
                     progress.update(len(chunk))
+        _check(partial, "md5", md5)
         os.replace(partial, path)
+    except UserError:
+        os.remove(partial)
+        raise
     except (urllib.error.URLError, OSError) as error:
         raise UserError(
             f"{name} is not cached, and cannot be fetched ({error}); download {url} elsewhere and put it at {path}"
@@ -123,4 +140,4 @@ def _check(path: str, algorithm: str, expected: str) -> None:
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, algorithm).hexdigest()
     if found != expected:
-        raise UserError(f"{path} has {algorithm} {found}, expected {expected}: delete it and fetch it again")
+        raise UserError(f"{path} has {algorithm} {found}, expected {expected}: it is not used; fetch it again")

@@ -32,7 +32,8 @@ def open_run(workdir: str, config: Config) -> None:
         os.makedirs(workdir, exist_ok=True)
         if os.path.exists(path):
             with open(path) as file:
-                _compare(_flatten(json.load(file)), fields, workdir)
+                defaults = _flatten(json.loads(json.dumps(dataclasses.asdict(Config()))))
+                _compare(defaults | _flatten(json.load(file)), fields, workdir)  # a field newer than the run
         with open(path + ".partial", "w") as file:
             json.dump(dataclasses.asdict(config), file, indent=2)
         os.replace(path + ".partial", path)

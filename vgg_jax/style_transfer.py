@@ -6,6 +6,8 @@ Adam until their activations at one layer are those of CONTENT, and their Gram m
 
 import argparse
 import functools
+import math
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -20,8 +22,8 @@ from tqdm import tqdm
 from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.model import VGG
 from vgg_jax.perceptual import features, gram_matrix
-from vgg_jax.preprocess import Preprocessing
-from vgg_jax.pretrained import load_weights
+from vgg_jax.preprocess import read_image
+from vgg_jax.pretrained import load_for_images
 
 CONTENT_LAYER = "conv4_2"
 STYLE_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
@@ -55,15 +57,16 @@ def style_transfer(
     Returns:
       (1, H, W, C) normalised floats.
     """
-    maps = functools.partial(features, model, variables, average_pool=average_pool)
-    wanted_content = maps(content, layers=[CONTENT_LAYER])[CONTENT_LAYER]
-    wanted_style = {name: gram_matrix(x) for name, x in maps(style, layers=STYLE_LAYERS).items()}
+    layers = (CONTENT_LAYER, *STYLE_LAYERS)
+    maps = jax.jit(functools.partial(features, model, variables, layers=layers, average_pool=average_pool))
+    wanted_content = maps(content)[CONTENT_LAYER]
+    wanted_style = {name: gram_matrix(x) for name, x in maps(style).items() if name in STYLE_LAYERS}
 
     def relative(found: jax.Array, wanted: jax.Array) -> jax.Array:
         return jnp.square(found - wanted).sum() / jnp.square(wanted).sum()
 
     def loss(image: jax.Array) -> jax.Array:
-        found = maps(image, layers=[CONTENT_LAYER, *STYLE_LAYERS])
+        found = maps(image)
         styles = [relative(gram_matrix(found[name]), wanted) for name, wanted in wanted_style.items()]
         return relative(found[CONTENT_LAYER], wanted_content) + style_weight * jnp.stack(styles).mean()
 
@@ -84,23 +87,27 @@ def style_transfer(
     return image
 
 
-def read(path: str, prepare: Preprocessing, size: int) -> jax.Array:
-    """An image with its short side resized to `size`, uncropped and normalised: (1, H, W, C)."""
-    try:
-        with PIL.Image.open(path) as image:
-            return jnp.asarray(prepare.uncropped(image, size))[None]
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: not a readable image: {error}") from None
-
-
-def run(content: str, style: str, out: str, weights: str, size: int, **options: Any) -> int:
+def run(content: str, style: str, out: str, weights: str, size: int, steps: int, style_weight: float) -> int:
     """The command; returns its exit code."""
-    model, variables, prepare = load_weights(weights)
-    image = style_transfer(model, variables, read(content, prepare, size), read(style, prepare, size), **options)
+    folder, suffix = os.path.dirname(out) or ".", os.path.splitext(out)[1].lower()
+    checks = [
+        (f"--size is {size}; expected at least 32 pixels, which five max pools need", size >= 32),
+        (f"--steps is {steps}; expected 1 or more", steps >= 1),
+        (f"--style-weight is {style_weight}; expected 0 or more, and finite", 0 <= style_weight < math.inf),
+        (f"{out} ends in {suffix!r}; expected an image's suffix, as .png", suffix in PIL.Image.registered_extensions()),
+        (f"{folder}, where {out} should go, is no folder; make it first", os.path.isdir(folder)),
+    ]
+    if problems := [problem for problem, holds in checks if not holds]:
+        raise UserError("\n".join(problems))
+    model, variables, prepare = load_for_images(weights)
+    images = [
+        jnp.asarray(read_image(path, lambda image: prepare.uncropped(image, size)))[None] for path in (content, style)
+    ]
+    image = style_transfer(model, variables, images[0], images[1], style_weight, steps)
     try:
         prepare.to_image(np.asarray(image[0])).save(out)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {out}: {error}; expected a name such as out.png") from None
+        raise UserError(f"cannot write {out}: {error}") from None
     print(out)
     return 0
 

@@ -54,12 +54,17 @@ def create_train_state(
       frozen: the layers that stay as they are, named likewise; batch norm there keeps its running statistics.
 
     Raises:
-      ValueError: where a layer is unknown, is absent from `source` or has other shapes there, with every mismatch; and
-        where all layers are frozen.
+      ValueError: where a layer is unknown, is absent from `source` or has other shapes there, with every mismatch;
+        where all features are taken, and `source` has more; and where all layers are frozen.
     """
     variables = model.init(key, jnp.zeros((1, *image_shape), model.dtype))
     if source is not None:
         variables = _take_layers(variables, source, model.layers_with_parameters(source_layers))
+        others = [
+            name for name in source["params"] if name.startswith(("conv", "bn")) and name not in variables["params"]
+        ]
+        if others and "features" in source_layers:
+            raise UserError(f"the source has {', '.join(others)} too, and the network has not: other features")
     frozen_layers = model.layers_with_parameters(frozen)
     params = {layer: p for layer, p in variables["params"].items() if layer not in frozen_layers}
     if not params:

@@ -63,30 +63,57 @@ def save(
       UserError: a ValueError, for another suffix, or variables that do not fit the model.
     """
     path = os.fspath(path)
+    check_target(path)
     suffix = os.path.splitext(path)[1]
     state_dict = to_torch(model, variables)
     partial = f"{path}.partial"
-    if suffix == ".safetensors":
-        from safetensors.numpy import save_file
+    try:
+        if suffix == ".safetensors":
+            _write_safetensors(partial, model, state_dict, preprocessing)
+        else:
+            _write_pth(partial, state_dict)
+        os.replace(partial, path)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the libraries raise where the disk is full or read-only
+        raise UserError(f"cannot write {path}: {error}") from None
 
-        metadata = {
-            "vgg": json.dumps({name: getattr(model, name) for name in MODEL_FIELDS}),
-            "dtype": np.dtype(model.dtype).name,
-            "preprocessing": json.dumps(dataclasses.asdict(preprocessing)),
-        }
-        save_file(state_dict, partial, metadata)
-    elif suffix in (".pth", ".pt"):
-        torch = _import_torch()
-        tensors = {
-            name: torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-            if array.dtype.name == "bfloat16"
-            else torch.from_numpy(array)
-            for name, array in state_dict.items()
-        }
-        torch.save(tensors, partial)
-    else:
+
+def check_target(path: str | os.PathLike) -> None:
+    """Checks that `save` could write to `path`.
+
+    Raises:
+      UserError: for a suffix that is not one of its formats, or a folder that does not exist.
+    """
+    path = os.fspath(path)
+    suffix = os.path.splitext(path)[1]
+    if suffix not in (".safetensors", ".pth", ".pt"):
         raise UserError(f"{path} ends in {suffix!r}; expected .safetensors or .pth")
-    os.replace(partial, path)
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder}, where {os.path.basename(path)} should go, is no folder; make it first")
+
+
+def _write_safetensors(path: str, model: VGG, state_dict: dict[str, np.ndarray], preprocessing: Preprocessing) -> None:
+    from safetensors.numpy import save_file
+
+    metadata = {
+        "vgg": json.dumps({name: getattr(model, name) for name in MODEL_FIELDS}),
+        "dtype": np.dtype(model.dtype).name,
+        "preprocessing": json.dumps(dataclasses.asdict(preprocessing)),
+    }
+    save_file(state_dict, path, metadata)
+
+
+def _write_pth(path: str, state_dict: dict[str, np.ndarray]) -> None:
+    torch = _import_torch()
+    tensors = {
+        name: torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        if array.dtype.name == "bfloat16"
+        else torch.from_numpy(array)
+        for name, array in state_dict.items()
+    }
+    torch.save(tensors, path)
 
 
 def _load_safetensors(path: str) -> tuple[VGG, Variables, Preprocessing]:
@@ -113,7 +140,11 @@ def _load_safetensors(path: str) -> tuple[VGG, Variables, Preprocessing]:
 def _load_pth(path: str) -> tuple[VGG, Variables, Preprocessing]:
     torch = _import_torch()
     if zipfile.is_zipfile(path):
-        members = zipfile.ZipFile(path).infolist()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.infolist()
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            raise UserError(f"not a whole archive: {error}") from None
         size = sum(member.file_size for member in members)
         # torch.save stores without compression: what would grow when it is read is not its work.
         if size > LARGEST or any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -125,7 +156,9 @@ def _load_pth(path: str) -> tuple[VGG, Variables, Preprocessing]:
         raise UserError(f"refused by torch.load(weights_only=True), which executes nothing: {reason}") from None
     if isinstance(state_dict, dict) and isinstance(state_dict.get("state_dict"), dict):
         state_dict = state_dict["state_dict"]
-    if not isinstance(state_dict, dict) or not all(isinstance(a, torch.Tensor) for a in state_dict.values()):
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state_dict.items()
+    ):
         raise UserError(f"holds a {type(state_dict).__name__}; expected a state dict, of names and tensors")
     classifier = [a for name, a in state_dict.items() if name.startswith("classifier.")]
     if classifier and all(bool(a.isnan().all()) for a in classifier):
@@ -154,19 +187,24 @@ def _load_h5(path: str) -> tuple[VGG, Variables, Preprocessing]:
 
 
 def _load_run(path: str) -> tuple[VGG, Variables, Preprocessing]:
-    import orbax.checkpoint as ocp
-
+    from vgg_jax.checkpoint import holds_checkpoint, read_latest
     from vgg_jax.config import create_model
     from vgg_jax.run_directory import read_config
 
     config = read_config(path)
-    with ocp.CheckpointManager(os.path.abspath(os.path.join(path, "checkpoints"))) as manager:
-        if manager.latest_step() is None:
-            raise UserError(f"{path} holds no checkpoint yet")
-        tree = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
-    variables = {"params": {**tree["params"], **(tree["frozen_params"] or {})}}
-    if tree["batch_stats"]:
-        variables["batch_stats"] = tree["batch_stats"]
+    directory = os.path.abspath(os.path.join(path, "checkpoints"))
+    if not holds_checkpoint(directory):
+        raise UserError(f"{path} holds no checkpoint yet")
+    if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise UserError(
+            f"{path} is a run in float64, which JAX holds only in 64-bit mode: set JAX_ENABLE_X64=1, or call "
+            'jax.config.update("jax_enable_x64", True), first'
+        )
+    tree = read_latest(directory)
+    params = {**tree["params"], **(tree.get("frozen_params") or {})}
+    variables = jax.tree.map(jnp.asarray, {"params": params, "batch_stats": tree["batch_stats"] or {}})
+    if not variables["batch_stats"]:
+        del variables["batch_stats"]
     data = config.data
     order = "L" if len(data.mean) == 1 else "RGB"
     return (

@@ -1,6 +1,7 @@
 """Weights: the names and layouts of torchvision, timm and Keras <-> our variables, as tables of names."""
 
 import itertools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -175,6 +176,11 @@ def from_keras(arrays: Mapping[str, list[np.ndarray]]) -> tuple[VGG, Variables]:
     unknown = sorted(arrays.keys() - KERAS.keys())
     if unknown or not arrays:
         raise UserError(f"found layers {unknown[:5]}; expected Keras' VGG: block1_conv1, ..., fc1, fc2, predictions")
+    counts = [
+        f"{layer} has {len(weights)} arrays, expected 2" for layer, weights in arrays.items() if len(weights) != 2
+    ]
+    if counts:
+        raise UserError("; ".join(counts))
     params = {KERAS[layer]: dict(zip(("kernel", "bias"), weights, strict=True)) for layer, weights in arrays.items()}
     has_head = "fc8" in params
     depth = 19 if "conv3_4" in params else 16
@@ -208,6 +214,7 @@ def _torchvision_names(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if leaf == "num_batches_tracked":
             continue
         array = _to_numpy(array)
+        module = "classifier.0" if module == "classifier" else module  # one layer, as in networks for CIFAR
         if module in TIMM:
             module = TIMM[module]
             # (out, C, 7, 7) and (out, in, 1, 1) lie as the dense layers do.
@@ -231,9 +238,9 @@ def _to_numpy(array: Any) -> np.ndarray:
 def _read_model(arrays: Mapping[str, np.ndarray]) -> VGG:
     """The network whose convolutional part has the state dict's names, or else the nearest."""
     head = sorted(
-        (int(name.split(".")[1]), array.shape)
+        (int(match.group(1)), array.shape)
         for name, array in arrays.items()
-        if name.startswith("classifier.") and name.endswith(".weight") and array.ndim == 2
+        if (match := re.fullmatch(r"classifier\.(\d+)\.weight", name)) and array.ndim == 2
     )
     if "features.0.weight" not in arrays:
         raise UserError(
@@ -251,7 +258,10 @@ def _read_model(arrays: Mapping[str, np.ndarray]) -> VGG:
     )
     columns: list[dict[str, Any]] = [dict(depth=depth) for depth in COLUMNS]
     columns += [dict(depth=11, lrn=True), dict(depth=16, conv1x1=True)]
-    candidates = [VGG(**column, batch_norm=batch_norm, **common) for column in columns for batch_norm in (False, True)]
+    try:
+        candidates = [VGG(**column, batch_norm=bn, **common) for column in columns for bn in (False, True)]
+    except ValueError as error:
+        raise UserError(f"its classifier is no VGG's: {error}") from None
     return min(candidates, key=lambda model: len(_mismatches(arrays, table(model))))
 
 
