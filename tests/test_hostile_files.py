@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import stat
 import struct
 import subprocess
 import tarfile
@@ -116,6 +117,35 @@ def test_a_malicious_tar_executes_nothing(tmp_path):
     with raises_user_error("hostile.pth"):
         load(path)
     assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("hostile_name", ["../escaped", "link"])
+def test_archives_that_reach_outside_are_refused(kind, hostile_name, tmp_path):
+    """torch.save's own archive with one member more: a path outside, or a link to one."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "outside.pth"
+    if kind == "zip":
+        torch.save({"features.0.weight": torch.zeros(2)}, path)
+        with zipfile.ZipFile(path, "a") as archive:
+            member = zipfile.ZipInfo(hostile_name)
+            member.external_attr = (stat.S_IFLNK | 0o777) << 16 if hostile_name == "link" else 0
+            archive.writestr(member, "../escaped")
+        expected = f"outside.pth: an archive with {hostile_name!r}"
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name in ("sys_info", "pickle", "tensors", "storages"):
+                archive.addfile(tarfile.TarInfo(name))
+            member = tarfile.TarInfo(hostile_name)
+            if hostile_name == "link":
+                member.type, member.linkname = tarfile.SYMTYPE, "../escaped"
+            archive.addfile(member)
+        expected = "outside.pth: refused by torch.load"
+    with raises_user_error(expected):
+        load(path)
+    assert os.listdir(tmp_path) == ["folder"]
+    assert os.listdir(folder) == ["outside.pth"]
 
 
 def test_bombs_are_refused_from_their_headers(tmp_path):

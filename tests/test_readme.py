@@ -3,6 +3,8 @@
 import pathlib
 import re
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -23,6 +25,9 @@ def test_snippets_run_one_after_the_other(torchvision, tmp_path, monkeypatch):
     assert int(namespace["state"].step) == 1
 
 
-def test_named_files_exist():
-    for name in re.findall(r"(?:configs|benchmarks|vgg_jax|tests)/(?!NAME)[\w/]+\.(?:py|md)", README):
+@pytest.mark.parametrize("path", ["README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("configs/*.py"))])
+def test_named_files_exist(path):
+    for name in re.findall(
+        r"(?:configs|benchmarks|vgg_jax|tests)/(?!NAME)[\w/]+\.(?:py|md|jpg)", (ROOT / path).read_text()
+    ):
         assert (ROOT / name).exists(), name

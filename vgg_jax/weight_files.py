@@ -1,8 +1,10 @@
 """Files of weights: .safetensors, PyTorch's .pth, Keras' .h5, and a run's directory."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import stat
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -73,9 +75,11 @@ def save(
         else:
             _write_pth(partial, state_dict)
         os.replace(partial, path)
-    except UserError:
-        raise
     except Exception as error:  # whatever the libraries raise where the disk is full or read-only
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"cannot write {path}: {error}") from None
 
 
@@ -149,6 +153,10 @@ def _load_pth(path: str) -> tuple[VGG, Variables, Preprocessing]:
         # torch.save stores without compression: what would grow when it is read is not its work.
         if size > LARGEST or any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise UserError(f"an archive of {size:,} bytes, some compressed; expected one that torch.save wrote")
+        for member in members:
+            outside = member.filename.startswith("/") or ".." in member.filename.split("/")
+            if outside or stat.S_ISLNK(member.external_attr >> 16):
+                raise UserError(f"an archive with {member.filename!r}, a link or a path outside; expected torch.save's")
     try:
         state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
