@@ -16,8 +16,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 
 def pytest_configure(config):
-    """What one process of a run has compiled, the others, and the commands that they start, take from a cache."""
-    if not hasattr(config, "workerinput"):
+    """What one process of a run has compiled, the others, and the commands that they start, take from a cache.
+
+    And where there are several processes, each has its own cores: their threads in each other's way cost a tenth.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        share = cores[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]
+        os.sched_setaffinity(0, share or cores)
+    if not worker:
         config.compilation_cache = tempfile.mkdtemp(prefix="vgg_jax-tests-")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compilation_cache
 

@@ -14,7 +14,11 @@ from vgg_jax.training import TrainState
 def make_state(step=0):
     params = {"conv": {"kernel": jnp.arange(4_000_000.0) + step, "bias": jnp.float32(step)}}
     state = TrainState.create(
-        apply_fn=None, params=params, tx=optax.sgd(0.1, momentum=0.9), batch_stats={"bn": {"mean": jnp.ones(3) * step}}
+        apply_fn=None,
+        params=params,
+        tx=optax.sgd(0.1, momentum=0.9),
+        batch_stats={"bn": {"mean": jnp.ones(3) * step}},
+        frozen_params={"fc": {"kernel": jnp.full((2, 3), step + 0.5)}},
     )
     return state.replace(step=jnp.asarray(step), opt_state=jax.tree.map(lambda a: a + 2 * step, state.opt_state))
 

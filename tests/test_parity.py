@@ -60,7 +60,7 @@ def test_logits_of_torchvision(name, torchvision, x64):
 
 
 def sequential(lrn, conv1x1):
-    """Column A-LRN or C in PyTorch, read off Table 1 independently of our table."""
+    """Column A-LRN or C in PyTorch, read off Table 1 independently of our table; with narrow hidden layers."""
     layers, channels = [], 3
     column_a = [[64], [128], [256, 256], [512, 512], [512, 512]]
     column_c = [[64, 64], [128, 128], [256, 256, 256], [512, 512, 512], [512, 512, 512]]
@@ -79,8 +79,8 @@ def sequential(lrn, conv1x1):
             self.features = nn.Sequential(*layers)
             self.avgpool = nn.AdaptiveAvgPool2d(7)
             self.classifier = nn.Sequential(
-                *(nn.Linear(25088, 4096), nn.ReLU(), nn.Dropout()),
-                *(nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 1000)),
+                *(nn.Linear(25088, 256), nn.ReLU(), nn.Dropout()),
+                *(nn.Linear(256, 256), nn.ReLU(), nn.Dropout(), nn.Linear(256, 1000)),
             )
 
         def forward(self, x):

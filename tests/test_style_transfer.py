@@ -30,13 +30,13 @@ def test_the_weight_of_the_style_decides_between_content_and_style(variables):
     def distances(image):
         """From the content's activations, and from the style's Gram matrices."""
         layers = ["conv1_1", "conv2_1", "conv3_1", "conv4_2"]
-        maps = jax.jit(functools.partial(features, MODEL, variables, layers=layers, average_pool=True))
-        found, own, wanted = map(maps, (image, content, style))
+        maps = jax.jit(functools.partial(features, MODEL, layers=layers, average_pool=True))
+        found, own, wanted = (maps(variables, x) for x in (image, content, style))
         found_grams, wanted_grams = ([gram_matrix(maps[name]) for name in layers[:3]] for maps in (found, wanted))
         return relative_error(found["conv4_2"], own["conv4_2"]), relative_error(found_grams, wanted_grams)
 
     images = [
-        style_transfer(MODEL, variables, content, style, style_weight=weight, steps=40, learning_rate=0.05)
+        style_transfer(MODEL, variables, content, style, style_weight=weight, steps=30, learning_rate=0.05)
         for weight in (0.0, 1.0, 1000.0)
     ]
     np.testing.assert_array_equal(images[0], content)  # nothing to gain

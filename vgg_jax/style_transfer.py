@@ -58,30 +58,30 @@ def style_transfer(
       (1, H, W, C) normalised floats.
     """
     layers = (CONTENT_LAYER, *STYLE_LAYERS)
-    maps = jax.jit(functools.partial(features, model, variables, layers=layers, average_pool=average_pool))
-    wanted_content = maps(content)[CONTENT_LAYER]
-    wanted_style = {name: gram_matrix(x) for name, x in maps(style).items() if name in STYLE_LAYERS}
+    maps = jax.jit(functools.partial(features, model, layers=layers, average_pool=average_pool))
+    wanted_content = maps(variables, content)[CONTENT_LAYER]
+    wanted_style = {name: gram_matrix(x) for name, x in maps(variables, style).items() if name in STYLE_LAYERS}
 
     def relative(found: jax.Array, wanted: jax.Array) -> jax.Array:
         return jnp.square(found - wanted).sum() / jnp.square(wanted).sum()
 
-    def loss(image: jax.Array) -> jax.Array:
-        found = maps(image)
+    def loss(image: jax.Array, variables: Mapping[str, Any]) -> jax.Array:
+        found = maps(variables, image)
         styles = [relative(gram_matrix(found[name]), wanted) for name, wanted in wanted_style.items()]
         return relative(found[CONTENT_LAYER], wanted_content) + style_weight * jnp.stack(styles).mean()
 
     optimizer = optax.adam(learning_rate)
 
     @jax.jit
-    def step(image: jax.Array, state: Any) -> tuple[jax.Array, Any, jax.Array]:
-        value, gradient = jax.value_and_grad(loss)(image)
+    def step(image: jax.Array, state: Any, variables: Mapping[str, Any]) -> tuple[jax.Array, Any, jax.Array]:
+        value, gradient = jax.value_and_grad(loss)(image, variables)  # as constants they would be compiled in
         updates, state = optimizer.update(gradient, state)
         return image + updates, state, value
 
     image, state = content, optimizer.init(content)
     progress = tqdm(range(steps), desc="style transfer", unit=" steps", disable=None)
     for i in progress:
-        image, state, value = step(image, state)
+        image, state, value = step(image, state, variables)
         if i % 10 == 0:
             progress.set_postfix(loss=f"{float(value):.4f}")
     return image

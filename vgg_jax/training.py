@@ -57,7 +57,7 @@ def create_train_state(
       ValueError: where a layer is unknown, is absent from `source` or has other shapes there, with every mismatch;
         where all features are taken, and `source` has more; and where all layers are frozen.
     """
-    variables = model.init(key, jnp.zeros((1, *image_shape), model.dtype))
+    variables = jax.jit(model.init)(key, jnp.zeros((1, *image_shape), model.dtype))
     if source is not None:
         variables = _take_layers(variables, source, model.layers_with_parameters(source_layers))
         others = [
