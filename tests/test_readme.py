@@ -2,8 +2,11 @@
 
 import pathlib
 import re
+import sys
 
 import pytest
+
+from vgg_jax import convert
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -23,6 +26,11 @@ def test_snippets_run_one_after_the_other(torchvision, tmp_path, monkeypatch):
     assert namespace["style"].shape == (1, 256, 256)
     assert namespace["gradient"].any()
     assert int(namespace["state"].step) == 1
+
+    (arguments,) = re.findall(r"^python -m vgg_jax.convert (.*)$", README, re.MULTILINE)
+    monkeypatch.setattr(sys, "argv", ["convert", *arguments.split()])  # here, where torchvision can be imported
+    assert convert.main() == 0
+    assert (tmp_path / "vgg11.pth").exists()
 
 
 @pytest.mark.parametrize("path", ["README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("configs/*.py"))])
