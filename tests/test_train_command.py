@@ -51,12 +51,12 @@ def saved_arrays(workdir):
 
 # The whole recipes reach 99 % with batch norm in 12 epochs, and 97 to 99 % without in 20: benchmarks/learning.md. Here
 # batch norm learns images a quarter as large, with one pool less; without it the first epochs go by unseen there.
-SMALL = ("data.image_size=16", "data.resize=16", "data.pad=2", "model.pool_after=(1, 2, 3, 4)")
+SMALL_IMAGES = ("data.image_size=16", "data.resize=16", "data.pad=2", "model.pool_after=(1, 2, 3, 4)")
 
 
 @pytest.mark.parametrize(
     ("config", "epochs", "fields", "least"),
-    [("digits.py", 4, SMALL, 0.9), ("digits_plain.py", 1.5, ("batch_size=16",), 0.5)],
+    [("digits.py", 4, SMALL_IMAGES, 0.9), ("digits_plain.py", 1.5, ("batch_size=16",), 0.5)],
     ids=["batch_norm", "plain"],
 )
 def test_learns_the_digits(config, epochs, fields, least, data_dir, tmp_path):

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.conftest import raises_user_error, random_variables
-from tests.test_train_command import accuracy, command, saved_arrays, train
+from tests.test_train_command import SMALL_IMAGES, accuracy, command, saved_arrays, train
 from vgg_jax import VGG, load, save
 from vgg_jax.checkpoint import Checkpoints
 from vgg_jax.config import Config, ModelConfig, OptimizerConfig, create_model
@@ -208,14 +208,11 @@ def test_a_run_is_loaded_on_another_number_of_devices(tmp_path):
     assert_equal(variables, jax.device_get(state.variables))
 
 
-FIELDS = ("data.image_size=16", "data.resize=16", "data.pad=2", "model.pool_after=(1, 2, 3, 4)")
-
-
 def test_transfer_from_a_run(data_dir, tmp_path):
     """From a run on 0 to 4 to the digits 5 to 9; it goes on when the source is gone, and is loaded whole."""
     source, workdir = tmp_path / "source", tmp_path / "transfer"
-    train("digits.py", source, data_dir, *FIELDS, "data.classes=(0, 1, 2, 3, 4)", "num_epochs=2")
-    fields = (*FIELDS, f"init_from={source}", "log_every_steps=1")
+    train("digits.py", source, data_dir, *SMALL_IMAGES, "data.classes=(0, 1, 2, 3, 4)", "num_epochs=2")
+    fields = (*SMALL_IMAGES, f"init_from={source}", "log_every_steps=1")
     output = train("digits_transfer.py", workdir, data_dir, *fields, "num_epochs=3")
     assert "50 training and 180 evaluation images; 3 steps" in output
     assert "of which 6,306,826 train" in output  # 512 x 4096, 4096 x 1024, 1024 x 10, and their biases
