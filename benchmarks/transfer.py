@@ -1,9 +1,9 @@
 """What transfer gains: python benchmarks/transfer.py [--runs-dir DIR]
 
-Trains VGG-11 with batch norm on the digits 0 to 4; then, for five seeds, configs/digits_transfer.py on ten images each
-of 5 to 9: on those features; on random ones, as a new network has them; on random convolutions whose batch norm trains
+Trains configs/digits_features.py on the digits 0 to 4; then, for five seeds, configs/digits_transfer.py on ten images
+each of 5 to 9: on those features; on random ones, as a new network has them; on random convolutions whose batch norm trains
 with the head, so that the activations are of the usual size; and with nothing frozen. Each seed draws other images.
-Then times a training step with frozen features beside one that trains everything, in turn. Ten minutes on 2 cores.
+Then times a training step with frozen features beside one that trains everything, in turn. A quarter of an hour on 2 cores.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def train(config: str, workdir: str, *overrides: str) -> float:
 def accuracies(runs_dir: str) -> dict[str, list[float]]:
     """The accuracies on the held-out digits 5 to 9, by seed, on learned and on random features."""
     source = os.path.join(runs_dir, "source")
-    print(f"digits 0 to 4: {train('digits.py', source, '--config.data.classes=(0, 1, 2, 3, 4)'):.2%}", flush=True)
+    print(f"digits 0 to 4: {train('digits_features.py', source):.2%}", flush=True)
     features = create_model(read_config(source).model).layers_with_parameters(("features",))
     convolutions = tuple(layer for layer in features if layer.startswith("conv"))
     results: dict[str, list[float]] = {}

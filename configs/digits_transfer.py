@@ -2,7 +2,7 @@
 
 Source: our own experiment. The head is that of configs/transfer.py.
 Command: python train.py --config configs/digits_transfer.py
-         after python train.py --config configs/digits.py --config.data.classes="(0,1,2,3,4)" --workdir runs/digits0-4
+         after python train.py --config configs/digits_features.py
 Cost and result: benchmarks/transfer.md.
 """
 
@@ -11,15 +11,15 @@ from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 
 def get_config() -> Config:
     return Config(
-        model=ModelConfig(depth=11, hidden=(4096, 1024)),
+        model=ModelConfig(depth=11, pool_after=(1, 2, 3, 4), pool_size=2, hidden=(4096, 1024)),
         data=DataConfig(
             dataset="digits", classes=(5, 6, 7, 8, 9), images_per_class=10, flip=False, mean=(0.3057,), std=(0.3235,)
         ),
         optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, weight_decay=0.0, schedule="constant"),
-        init_from="runs/digits0-4",
+        init_from="runs/digits_features",
         freeze=("features",),
         batch_size=50,
-        num_epochs=60,
+        num_epochs=100,
         eval_every_epochs=20,
         checkpoint_every_epochs=20,
         log_every_steps=10,

@@ -211,11 +211,11 @@ def test_a_run_is_loaded_on_another_number_of_devices(tmp_path):
 def test_transfer_from_a_run(data_dir, tmp_path):
     """From a run on 0 to 4 to the digits 5 to 9; it goes on when the source is gone, and is loaded whole."""
     source, workdir = tmp_path / "source", tmp_path / "transfer"
-    train("digits.py", source, data_dir, *SMALL_IMAGES, "data.classes=(0, 1, 2, 3, 4)", "num_epochs=2")
+    train("digits_features.py", source, data_dir, *SMALL_IMAGES, "num_epochs=2")
     fields = (*SMALL_IMAGES, f"init_from={source}", "log_every_steps=1")
     output = train("digits_transfer.py", workdir, data_dir, *fields, "num_epochs=3")
     assert "50 training and 180 evaluation images; 3 steps" in output
-    assert "of which 6,306,826 train" in output  # 512 x 4096, 4096 x 1024, 1024 x 10, and their biases
+    assert "of which 12,598,282 train" in output  # 2048 x 4096, 4096 x 1024, 1024 x 10, and their biases
 
     before, after = saved_arrays(source), saved_arrays(workdir)
     frozen = {path: array for path, array in after.items() if "frozen_params" in path or "batch_stats" in path}
