@@ -5,6 +5,7 @@ events, curves.png and checkpoints/. The same command again goes on where the la
 save and leave with exit code 130 and 143; a mistake in the command gives one line and exit code 2.
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -71,10 +72,10 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
         init_key, source=source_variables(config, model) if config.init_from and starts else None
     )
     open_run(workdir, config)
-    train_loader, eval_loader = (Loader(split, config.data, mesh) for split in (train_split, eval_split))
+    train_loader, eval_loader = (Loader(split, mesh) for split in (train_split, eval_split))
 
     test_view = functools.partial(normalize, mean=config.data.mean, std=config.data.std)
-    train_view = functools.partial(augment, pad=config.data.pad_on_device, flip=config.data.flip, normalize=test_view)
+    train_view = functools.partial(augment, config=config.data)
     jit_train_step = jax.jit(
         functools.partial(train_step, augment=train_view), out_shardings=replicated, donate_argnums=0
     )
@@ -99,7 +100,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
     reporter = Reporter(workdir, start, num_steps, steps_per_epoch)
     batches = train_loader.train_batches(config.seed, config.batch_size, range(start, num_steps))
     since_report = []
-    with StopSignals() as stop:
+    with contextlib.closing(batches), StopSignals() as stop:
         for step, batch in enumerate(batches, start + 1):
             state, metrics = jit_train_step(state, batch, step_key)
             since_report.append(metrics)

@@ -1,9 +1,10 @@
 """What transfer gains: python benchmarks/transfer.py [--runs-dir DIR]
 
 Trains configs/digits_features.py on the digits 0 to 4; then, for five seeds, configs/digits_transfer.py on ten images
-each of 5 to 9: on those features; on random ones, as a new network has them; on random convolutions whose batch norm trains
-with the head, so that the activations are of the usual size; and with nothing frozen. Each seed draws other images.
-Then times a training step with frozen features beside one that trains everything, in turn. A quarter of an hour on 2 cores.
+each of 5 to 9: on those features; on random ones, as a new network has them; on random convolutions whose batch norm
+trains with the head, so that the activations are of the usual size; and with nothing frozen. Each seed draws other
+images. Then times a training step with frozen features beside one that trains everything, in turn. A quarter of an
+hour on 2 cores.
 """
 
 import argparse

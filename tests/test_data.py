@@ -1,19 +1,26 @@
 """From TFDS records on disk to batches on the devices."""
 
 import dataclasses
+import functools
 import io
 import os
+import socket
+import subprocess
+import sys
+import threading
+import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from jax.sharding import Mesh
 
+from tests.archives import encoded
 from tests.conftest import photographs, raises_user_error, write_cifar10, write_tfds
+from tests.test_train_command import ROOT
 from vgg_jax.config import Config, DataConfig
-from vgg_jax.data import digits, views
-from vgg_jax.data.augmentation import augment, normalize, random_crop, random_flip
+from vgg_jax.data import digits, pipeline
 from vgg_jax.data.order import permutation, train_indices
 from vgg_jax.data.pipeline import Loader
 from vgg_jax.data.sources import check_config, open_split, open_splits
@@ -55,8 +62,6 @@ def test_digits_are_scikit_learns_split_in_two(data_dir):
             assert index not in seen
             seen[index] = split
             if index % 100 == 0:
-                import PIL.Image
-
                 image = np.asarray(PIL.Image.open(io.BytesIO(record["image"])))
                 np.testing.assert_array_equal(image, np.round(bunch.images[index] * 255 / 16))
                 assert record["label"] == bunch.target[index]
@@ -77,13 +82,13 @@ def test_prepared_digits_need_no_scikit_learn(data_dir, monkeypatch, tmp_path):
 
 
 def test_a_stopped_preparation_is_not_taken_for_a_whole_one(tmp_path, monkeypatch):
-    with monkeypatch.context() as broken:
+    with monkeypatch.context() as broken:  # at the very last moment
         broken.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             digits.prepare(str(tmp_path))
     assert not (tmp_path / "digits" / "1.0.0").exists()
     assert len(open_split(digits_config(str(tmp_path)), "test")) == 360
-    assert os.listdir(tmp_path / "digits") == ["1.0.0"]
+    assert set(os.listdir(tmp_path / "digits")) == {"1.0.0", ".1.0.0.lock"}
 
 
 # --- which examples, in which order
@@ -122,26 +127,92 @@ def test_an_epoch_takes_every_example_once_but_the_incomplete_batch():
     np.testing.assert_array_equal(taken, permutation(3, 1, 100)[:96])
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_resident_and_streamed_batches_are_equal(data_dir, devices):
-    config = digits_config(data_dir)
-    split = open_split(config, "train")
-    batches = []
-    for resident in (True, False):
-        loader = Loader(split, config, mesh(devices), resident=resident)
-        batches.append(to_numpy(loader.train_batches(7, 200, range(5, 9))))  # across the end of an epoch of 7 steps
-        assert batches[-1][0]["image"].shape == (200, 32, 32, 1)
-        assert batches[-1][0]["image"].dtype == np.uint8
-        assert batches[-1][0]["label"].dtype == np.int32
-    assert_equal_batches(*batches)
+STEPS = range(5, 25)  # across the ends of epochs of 7 steps
+VIEWS = {"pad_crop": {}, "scale_crop": dict(train_view="scale_crop", image_size=16, resize=16, train_scale=(18, 30))}
 
 
-def test_batches_of_a_resumed_run_are_those_of_the_whole(data_dir):
-    config = digits_config(data_dir)
-    loader = Loader(open_split(config, "train"), config, mesh())
-    whole = to_numpy(loader.train_batches(0, 300, range(8)))
-    for start in range(8):
-        assert_equal_batches(to_numpy(loader.train_batches(0, 300, range(start, 8))), whole[start:])
+@functools.cache
+def reference_batches(data_dir, view):
+    """Twenty batches, streamed by the calling thread itself to one device."""
+    split = open_split(digits_config(data_dir, num_threads=0, **VIEWS[view]), "train")
+    return to_numpy(Loader(split, mesh(), resident=False).train_batches(7, 200, STEPS))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("threads", [0, 1, 2])
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_batches_are_the_same_for_all_threads_and_devices(data_dir, view, threads, devices):
+    expected = reference_batches(data_dir, view)
+    assert (expected[0]["image"].dtype, expected[0]["label"].dtype) == (np.uint8, np.int32)
+    split = open_split(digits_config(data_dir, num_threads=threads, **VIEWS[view]), "train")
+    assert_equal_batches(to_numpy(Loader(split, mesh(devices), resident=False).train_batches(7, 200, STEPS)), expected)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_resident_batches_are_the_streamed_ones(data_dir, devices):
+    loader = Loader(open_split(digits_config(data_dir), "train"), mesh(devices), resident=True)
+    assert_equal_batches(to_numpy(loader.train_batches(7, 200, STEPS)), reference_batches(data_dir, "pad_crop"))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("resident", [False, True])
+def test_batches_of_a_run_resumed_anywhere_are_those_of_the_whole(data_dir, view, resident):
+    if resident and view != "pad_crop":
+        return  # views that the host draws are always streamed
+    loader = Loader(open_split(digits_config(data_dir, **VIEWS[view]), "train"), mesh(), resident=resident)
+    whole = reference_batches(data_dir, view)
+    for start in STEPS:
+        resumed = loader.train_batches(7, 200, range(start, min(start + 2, STEPS.stop)))
+        assert_equal_batches(to_numpy(resumed), whole[start - STEPS.start :][:2])
+
+
+PROCESS = """
+import sys
+import jax, numpy as np
+from jax.sharding import Mesh
+from tests.test_data import STEPS, VIEWS, digits_config
+from vgg_jax.data.pipeline import Loader
+from vgg_jax.data.sources import open_split
+jax.config.update("jax_num_cpu_devices", 4)
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+mesh = Mesh(np.array(jax.devices()), ("data",))
+arrays = {}
+for view, resident in (("pad_crop", True), ("pad_crop", False), ("scale_crop", False)):
+    loader = Loader(open_split(digits_config(sys.argv[3], **VIEWS[view]), "train"), mesh, resident=resident)
+    for i, batch in enumerate(loader.train_batches(7, 200, STEPS)):
+        for key, array in batch.items():
+            for shard in array.addressable_shards:
+                arrays[f"{view} {resident} {i} {key} {shard.index[0].start}"] = np.asarray(shard.data)
+np.savez(sys.argv[4], **arrays)
+"""
+
+
+def test_batches_of_two_processes_are_those_of_one(data_dir, tmp_path):
+    """Each reads only its own part; together they have every row of every batch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    files = [tmp_path / f"{i}.npz" for i in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, address, str(i), data_dir, file], cwd=ROOT, stderr=subprocess.PIPE
+        )
+        for i, file in enumerate(files)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    parts = [dict(np.load(file)) for file in files]
+    assert not set(parts[0]) & set(parts[1])
+    merged = {**parts[0], **parts[1]}
+    for view, resident in (("pad_crop", True), ("pad_crop", False), ("scale_crop", False)):
+        batches = [
+            {
+                key: np.concatenate([merged[f"{view} {resident} {i} {key} {start}"] for start in range(0, 200, 25)])
+                for key in ("image", "label")
+            }
+            for i in range(len(STEPS))
+        ]
+        assert_equal_batches(batches, reference_batches(data_dir, view))
 
 
 @pytest.mark.parametrize("resident", [True, False])
@@ -149,7 +220,7 @@ def test_batches_of_a_resumed_run_are_those_of_the_whole(data_dir):
 def test_evaluation_sees_every_example_exactly_once(data_dir, batch_size, resident):
     config = digits_config(data_dir)
     split = open_split(config, "test")
-    batches = to_numpy(Loader(split, config, mesh(8), resident=resident).eval_batches(batch_size))
+    batches = to_numpy(Loader(split, mesh(8), resident=resident).eval_batches(batch_size))
     assert sum(batch["weight"].sum() for batch in batches) == 360
     counted = np.concatenate([batch["image"][batch["weight"] == 1] for batch in batches])
     np.testing.assert_array_equal(counted, np.stack([split.test_view(i)[0] for i in range(360)]))
@@ -166,56 +237,137 @@ def test_cifar10_as_tfds_writes_it(tmp_path):
     assert (image.shape, image.dtype, label) == ((32, 32, 3), np.uint8, 3)
 
 
-def test_imagenet_is_streamed_as_random_resized_crops(tmp_path):
-    """JPEGs of any size, `imagenet2012` 5.1.0: 224x224 crops, the same whenever and wherever they are read."""
+JPEG = functools.partial(encoded, quality=95)
+
+
+def write_photographs(data_dir, files, validation=5):
+    """An `imagenet2012` of these files, the first of them for validation too."""
     import tensorflow_datasets as tfds
 
-    def encoded(image):
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=95)
-        return file.getvalue()
-
-    photos = [encoded(image) for image in photographs(12)]
     features = {
         "image": tfds.features.Image(encoding_format="jpeg"),
         "label": tfds.features.ClassLabel(num_classes=1000),
         "file_name": tfds.features.Text(),
     }
-    examples = [{"image": photo, "label": 80 * i, "file_name": f"{i}.JPEG"} for i, photo in enumerate(photos)]
-    write_tfds(str(tmp_path), "imagenet2012", "5.1.0", features, {"train": examples, "validation": examples[:5]})
+    examples = [{"image": file, "label": 80 * i % 1000, "file_name": f"{i}.JPEG"} for i, file in enumerate(files)]
+    splits = {"train": examples, "validation": examples[:validation]}
+    write_tfds(str(data_dir), "imagenet2012", "5.1.0", features, splits)
 
-    config = DataConfig("imagenet2012", str(tmp_path), image_size=224, resize=256, train_view="random_resized_crop")
+
+def photographs_config(data_dir, **fields):
+    return DataConfig("imagenet2012", str(data_dir), **{"image_size": 224, "resize": 256, **fields})
+
+
+def test_imagenet_is_streamed_as_random_resized_crops(tmp_path):
+    """JPEGs of any size: 224x224 crops, another of the same photograph in the next epoch."""
+    write_photographs(tmp_path, map(JPEG, photographs(12)))
+    config = photographs_config(tmp_path, train_view="random_resized_crop")
     split = open_split(config, "train")
     assert (split.num_classes, split.channels) == (1000, 3)
-    loader = Loader(split, config, mesh())
-    whole = to_numpy(loader.train_batches(0, 4, range(6)))
+    whole = to_numpy(Loader(split, mesh()).train_batches(0, 4, range(6)))
     assert whole[0]["image"].shape == (4, 224, 224, 3)
-    assert_equal_batches(to_numpy(Loader(split, config, mesh(4)).train_batches(0, 4, range(4, 6))), whole[4:])
     first_epoch, second_epoch = (np.concatenate([b["label"] for b in whole[i : i + 3]]) for i in (0, 3))
     assert sorted(first_epoch) == sorted(second_epoch) == [80 * i for i in range(12)]
-    # The same photograph is cropped anew in the second epoch.
     position = int(np.flatnonzero(second_epoch == first_epoch[0])[0])
     assert (whole[0]["image"][0] != whole[3 + position // 4]["image"][position % 4]).mean() > 0.5
 
-    evaluation = to_numpy(Loader(open_split(config, "validation"), config, mesh()).eval_batches(3))
+    evaluation = to_numpy(Loader(open_split(config, "validation"), mesh()).eval_batches(3))
     assert [batch["weight"].tolist() for batch in evaluation] == [[1, 1, 1], [1, 1, 0]]
 
 
-def test_missing_data_says_where_it_looked_and_what_to_do(tmp_path):
-    with raises_user_error(
-        "cifar10/3.0.2 is not in", str(tmp_path), "--config.data.data_dir", "download_and_prepare()"
-    ):
-        open_split(DataConfig(data_dir=str(tmp_path)), "train")
+# --- images that cannot be used, and files that are damaged
+
+
+def odd_files():
+    """Twelve files: seven of unusual but readable images, then good JPEGs; the fourth and the ninth are corrupt."""
+    photos = photographs(12)
+    grey = np.asarray(photos[4].convert("L"))
+    files = [
+        encoded(photos[0].convert("CMYK")),
+        encoded(photos[1], "PNG"),
+        encoded(photos[2].convert("LA"), "PNG"),
+        JPEG(photos[3])[:2000],
+        encoded(PIL.Image.fromarray(grey.astype(np.uint16) * 257), "PNG"),
+        encoded(photos[5].convert("L")),
+        encoded(photos[6].convert("RGBA"), "PNG"),
+        *map(JPEG, photos[7:]),
+    ]
+    files[8] = b""
+    return files
+
+
+CORRUPT = (3, 8)
+
+
+@pytest.mark.parametrize("train_view", ["pad_crop", "random_resized_crop"])
+def test_unusual_images_become_rgb_and_a_corrupt_one_is_named(tmp_path, train_view):
+    write_photographs(tmp_path, odd_files())
+    split = open_split(photographs_config(tmp_path, train_view=train_view), "train")
+    view = split.test_view if train_view == "pad_crop" else lambda i: split.random_view(i, 0, i)
+    for i in range(len(split)):
+        if i in CORRUPT:
+            with raises_user_error(f"imagenet2012/train, example {i} ({i}.JPEG)", f"record {i}", "cannot be decoded"):
+                view(i)
+        else:
+            image, label = view(i)
+            assert (image.shape, image.dtype, label) == ((224, 224, 3), np.uint8, 80 * i)
+            assert image.std() > 10  # a photograph, not a blank
+    loader = Loader(split, mesh(), resident=False)
+    with raises_user_error("(3.JPEG)", "leave such images out with --config.data.corrupt_images=skip"):
+        to_numpy(loader.eval_batches(12))
+
+
+def test_corrupt_images_are_skipped_on_request(tmp_path, capsys):
+    """Others take their place in training; an evaluation counts the rest; each is told of once."""
+    write_photographs(tmp_path, odd_files(), validation=12)
+    config = photographs_config(tmp_path, corrupt_images="skip")
+    streamed, resident = (Loader(open_split(config, "train"), mesh(), resident=r) for r in (False, True))
+    batches = to_numpy(streamed.train_batches(0, 4, range(9)))
+    assert_equal_batches(batches, to_numpy(resident.train_batches(0, 4, range(9))))
+    labels = np.concatenate([batch["label"] for batch in batches])
+    replaced = [80 * (i + 1 if i in CORRUPT else i) for step in range(9) for i in train_indices(0, step, 4, 12)]
+    assert labels.tolist() == replaced
+    said = capsys.readouterr().out
+    for i in CORRUPT:
+        assert said.count(f"example {i} ({i}.JPEG)") == 2  # once by each loader
+    assert "the 2. corrupt image" in said
+
+    for loader in (streamed, resident):
+        evaluation = to_numpy(loader.eval_batches(5))
+        weights = np.concatenate([batch["weight"] for batch in evaluation])
+        assert weights.tolist() == [i not in CORRUPT for i in range(12)] + [0] * 3
+
+
+def test_too_many_corrupt_images_stop_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "MOST_CORRUPT", 1)
+    write_photographs(tmp_path, odd_files())
+    split = open_split(photographs_config(tmp_path, corrupt_images="skip"), "train")
+    with raises_user_error("imagenet2012/train has more than 1 corrupt images, of which the last:", "8.JPEG"):
+        Loader(split, mesh(), resident=True)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "a byte flipped", "missing"])
+def test_a_damaged_file_is_named_with_the_record(tmp_path, damage):
+    write_cifar10(str(tmp_path), num_train=40, num_test=10)
+    (path,) = (tmp_path / "cifar10" / "3.0.2").glob("*train.array_record*")
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        flipped = data[:20_000] + bytes([data[20_000] ^ 1]) + data[20_001:]
+        path.write_bytes({"cut short": data[: len(data) // 2], "empty": b"", "a byte flipped": flipped}[damage])
+    split = open_split(DataConfig(data_dir=str(tmp_path)), "train")
+    with raises_user_error(f"{path}, record ", "cannot be read, the file is damaged", "prepare the data set again"):
+        Loader(split, mesh())
+    with raises_user_error(f"{path}, record "):
+        to_numpy(Loader(split, mesh(), resident=False).train_batches(0, 8, range(5)))
+
+
+def test_unknown_and_unprepared_data_sets_are_named(tmp_path):
     with raises_user_error("'cifar11'", str(tmp_path)):
         open_split(DataConfig(dataset="cifar11", data_dir=str(tmp_path)), "train")
-
-
-def test_tfrecord_data_are_refused_with_the_way_to_convert_them(tmp_path):
-    write_cifar10(str(tmp_path), num_train=10, num_test=10)
-    path = tmp_path / "cifar10" / "3.0.2" / "dataset_info.json"
-    path.write_text(path.read_text().replace("array_record", "tfrecord"))
-    with raises_user_error("is in tfrecord format; expected array_record", "tfds convert_format"):
-        open_split(DataConfig(data_dir=str(tmp_path)), "train")
+    with raises_user_error("imagenette", str(tmp_path), "python -m vgg_jax.prepare imagenette --data-dir"):
+        open_split(DataConfig(dataset="imagenette", data_dir=str(tmp_path)), "train")
 
 
 def test_missing_split_lists_those_there_are(data_dir):
@@ -227,8 +379,10 @@ def test_labels_out_of_range_are_found(data_dir):
     config = digits_config(data_dir)
     split = open_split(config, "test")
     object.__setattr__(split, "num_classes", 9)
+    with raises_user_error("digits/test, example", "record ", "label 9; expected 0 up to 8"):
+        Loader(split, mesh())
     with raises_user_error("digits/test, example", "label 9; expected 0 up to 8"):
-        Loader(split, config, mesh())
+        to_numpy(Loader(split, mesh(), resident=False).train_batches(0, 100, range(4)))
 
 
 def test_configuration_against_data_and_devices(data_dir):
@@ -246,82 +400,56 @@ def test_configuration_against_data_and_devices(data_dir):
         check_config(config, train, test, 1)
 
 
-# --- views
+def test_a_part_of_a_split(data_dir):
+    whole, first, rest = (open_split(digits_config(data_dir), f"train{part}") for part in ("", "[:90%]", "[90%:]"))
+    assert len(first) + len(rest) == len(whole)
+    assert rest.records.locate(5).endswith(f"record {len(first) + 5}")
+    np.testing.assert_array_equal(rest.test_view(5)[0], whole.test_view(len(first) + 5)[0])
+    with raises_user_error("split 'train[:0]' of digits/1.0.0 is missing or empty"):
+        open_split(digits_config(data_dir), "train[:0]")
 
 
-def test_test_views_are_torchvisions_to_the_pixel(torchvision):
-    transforms = torchvision.transforms
-    for resize, size in ((256, 224), (232, 224), (97, 65)):
-        reference = transforms.Compose([transforms.Resize(resize), transforms.CenterCrop(size)])
-        for image in photographs(20):
-            ours = views.centre_crop(views.resize_short_side(image, resize), size)
-            np.testing.assert_array_equal(ours, np.asarray(reference(image)))
+# --- nothing is left behind
+
+MEMORY = """
+import sys
+import jax, numpy as np
+from jax.sharding import Mesh
+from tests.test_data import photographs_config
+from vgg_jax.data.pipeline import Loader
+from vgg_jax.data.sources import open_split
+config = photographs_config(sys.argv[1], image_size=32, resize=32, train_view="random_resized_crop")
+loader = Loader(open_split(config, "train"), Mesh(np.array(jax.devices()), ("data",)))
+num_batches, sizes = int(sys.argv[2]), []
+for i, batch in enumerate(loader.train_batches(0, 8, range(num_batches))):
+    if i % (num_batches // 100) == 0:
+        with open("/proc/self/statm") as file:
+            sizes.append(int(file.read().split()[1]) * 4096)
+slope, _ = np.polyfit(np.linspace(0, 1, 80), sizes[20:], 1)  # over all but the first fifth
+print(slope / sizes[-1])
+"""
 
 
-def test_random_resized_crop_follows_torchvisions_distribution():
-    """On a gradient image the crop's place and size can be read off its corners."""
-    height, width = 300, 400
-    rows, columns = np.meshgrid(np.linspace(0, 255, height), np.linspace(0, 255, width), indexing="ij")
-    import PIL.Image
-
-    image = PIL.Image.fromarray(np.stack([rows, columns, 0 * rows], -1).astype(np.uint8))
-    areas, aspects = [], []
-    for position in range(400):
-        crop = views.random_resized_crop(image, 32, 0, position).astype(float)
-        tall = (crop[-1, :, 0].mean() - crop[0, :, 0].mean()) / 255 * height * 32 / 31
-        wide = (crop[:, -1, 1].mean() - crop[:, 0, 1].mean()) / 255 * width * 32 / 31
-        areas.append(tall * wide / (height * width))
-        aspects.append(wide / tall)
-    # Uniform in [0.08, 1] but for the rejected: within 5 standard errors of the mean that a simulation gives, 0.48.
-    assert 0.06 < min(areas) < 0.12
-    assert 0.9 < max(areas) < 1.05
-    assert abs(np.mean(areas) - 0.48) < 5 * 0.25 / np.sqrt(400)
-    assert 0.7 < min(aspects) < 0.8
-    assert 1.25 < max(aspects) < 1.42
-    np.testing.assert_array_equal(
-        views.random_resized_crop(image, 32, 0, 7), views.random_resized_crop(image, 32, 0, 7)
+# The allocator's pools fill during the first 2,000 batches; one batch kept of each would be 10 % after 1,000.
+@pytest.mark.parametrize(("num_batches", "most"), [(1000, 0.03), pytest.param(10_000, 0.01, marks=pytest.mark.grid)])
+def test_memory_stays_flat(tmp_path, num_batches, most):
+    write_photographs(tmp_path, [JPEG(photo.resize((48, 40))) for photo in photographs(32)])
+    process = subprocess.run(
+        [sys.executable, "-c", MEMORY, tmp_path, str(num_batches)], cwd=ROOT, capture_output=True, text=True
     )
+    assert process.returncode == 0, process.stderr
+    assert abs(float(process.stdout)) < most
 
 
-# --- augmentation on the device
-
-
-def test_random_crop_shifts_by_every_offset_and_fills_with_zeros():
-    image = np.arange(1, 37, dtype=np.uint8).reshape(6, 6, 1)
-    crops = np.asarray(random_crop(jax.random.key(0), jnp.asarray(np.stack([image] * 2000)), 2))
-    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
-    expected = {padded[i : i + 6, j : j + 6].tobytes(): (i, j) for i in range(5) for j in range(5)}
-    counts = np.zeros((5, 5))
-    for crop in crops:
-        counts[expected[crop.tobytes()]] += 1
-    # 25 equally likely offsets: 80 each; chi-square with 24 degrees of freedom exceeds 60 once in 16,000.
-    assert ((counts - 80) ** 2 / 80).sum() < 60
-
-
-def test_random_flip_mirrors_half():
-    image = np.arange(12, dtype=np.uint8).reshape(2, 6, 1)
-    images = np.asarray(random_flip(jax.random.key(1), jnp.asarray(np.stack([image] * 2000))))
-    flipped = (images == image[:, ::-1]).all((1, 2, 3))
-    assert ((images == image).all((1, 2, 3)) ^ flipped).all()
-    assert abs(flipped.mean() - 0.5) < 5 * 0.5 / np.sqrt(2000)  # five standard errors
-
-
-def test_normalisation_is_torchvisions(torchvision):
-    import torch
-
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    images = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), np.uint8)
-    tensor = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 255
-    expected = torchvision.transforms.Normalize(mean, std)(tensor).numpy().transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(normalize(jnp.asarray(images), mean, std), expected, atol=1e-6)  # float32 rounding
-
-
-def test_augment_is_a_pure_function_of_its_key():
-    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8))
-
-    def view(seed, **fields):
-        return augment(jax.random.key(seed), images, normalize=lambda x: x.astype(jnp.float32), **fields)
-
-    np.testing.assert_array_equal(view(0, pad=2, flip=True), view(0, pad=2, flip=True))
-    assert (view(0, pad=2, flip=True) != view(1, pad=2, flip=True)).any()
-    np.testing.assert_array_equal(view(0, pad=0, flip=False), images.astype(jnp.float32))
+def test_closed_batches_leave_no_thread(tmp_path):
+    write_photographs(tmp_path, map(JPEG, photographs(12)))
+    split = open_split(photographs_config(tmp_path, train_view="random_resized_crop"), "train")
+    before = threading.active_count()
+    batches = Loader(split, mesh()).train_batches(0, 4, range(10**6))
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() <= before

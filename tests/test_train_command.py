@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conftest import write_cifar10
+from tests.archives import write_cifar10_archive
 from vgg_jax import load, preprocessing
+from vgg_jax.data import cifar
 from vgg_jax.data.augmentation import normalize
 from vgg_jax.data.sources import open_split
 from vgg_jax.run_directory import read_config
@@ -91,7 +92,9 @@ def test_learns_the_digits(config, epochs, fields, least, data_dir, tmp_path):
 
 def test_cifar10_stopped_and_resumed_equals_a_run_never_stopped(tmp_path):
     data_dir = tmp_path / "tfds"
-    write_cifar10(str(data_dir), num_train=100, num_test=21)
+    placed = data_dir / "downloads" / "manual" / "cifar-10-binary.tar.gz"
+    placed.parent.mkdir(parents=True)
+    cifar.prepare("cifar10", str(data_dir), url_infos=write_cifar10_archive(placed, per_file=21))
     overrides = ("batch_size=16", "num_epochs=2", "optimizer.warmup_epochs=0", "log_every_steps=1")
     arguments = ("vgg16.py", tmp_path / "stopped", data_dir, *overrides)
     whole = train("vgg16.py", tmp_path / "whole", data_dir, *overrides)
@@ -134,13 +137,15 @@ def test_cifar10_stopped_and_resumed_equals_a_run_never_stopped(tmp_path):
 def test_without_data_and_network_it_says_where_it_looked(tmp_path):
     start = time.monotonic()
     process = subprocess.run(
-        command("vgg16.py", tmp_path / "run", tmp_path / "tfds"), capture_output=True, text=True, check=False
+        command("vgg16.py", tmp_path / "run", tmp_path / "tfds"),
+        **dict(capture_output=True, text=True, check=False),
+        env={**os.environ, "HTTPS_PROXY": "http://127.0.0.1:9"},  # where nobody answers
     )
     assert time.monotonic() - start < 10
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()
-    assert str(tmp_path / "tfds" / "cifar10" / "3.0.2") in line
-    assert "download_and_prepare()" in line
+    assert f"cifar10 is not in {tmp_path / 'tfds'}" in line
+    assert str(tmp_path / "tfds" / "downloads" / "manual" / "cifar-10-binary.tar.gz") in line
     assert not (tmp_path / "run").exists()
 
 

@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 import vgg_jax.model
 from tests.conftest import random_variables, relative_error
 from vgg_jax import VGG
-from vgg_jax.config import OptimizerConfig
-from vgg_jax.data.augmentation import augment, normalize
+from vgg_jax.config import DataConfig, OptimizerConfig
+from vgg_jax.data.augmentation import augment
 from vgg_jax.evaluation import evaluate
 from vgg_jax.optimizer import make_optimizer
 from vgg_jax.training import TrainState, eval_step, train_step
@@ -123,8 +123,7 @@ def test_augmentation_and_dropout_do_not_depend_on_the_number_of_devices():
     state = make_state(hidden=(32, 32), dropout_rate=0.5)
     images = np.random.default_rng(0).integers(0, 256, (2, 16, *IMAGE_SHAPE), np.uint8)
     batches = [{"image": x, "label": np.arange(16, dtype=np.int32) % 10} for x in images]
-    normalise = functools.partial(normalize, mean=(0.5,) * 3, std=(0.25,) * 3)
-    view = functools.partial(augment, pad=4, flip=True, normalize=normalise)
+    view = functools.partial(augment, config=DataConfig(color_shift=0.1))
     one, eight = (train(state, batches, devices, augment=view) for devices in (1, 8))
     assert relative_error(eight["params"], one["params"]) < TOLERANCE["float32"]
     assert eight["metrics"]["loss"] == pytest.approx(one["metrics"]["loss"], rel=1e-5)

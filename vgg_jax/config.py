@@ -16,7 +16,8 @@ from vgg_jax.model import VGG
 
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "step", "cosine")
-TRAIN_VIEWS = ("pad_crop", "random_resized_crop")
+TRAIN_VIEWS = ("pad_crop", "random_resized_crop", "scale_crop")
+CORRUPT_IMAGES = ("fail", "skip")
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -41,25 +42,29 @@ class ModelConfig:
 class DataConfig:
     """Which TFDS data set, and how its images become the network's input."""
 
-    dataset: str = "cifar10"  # TFDS's name, or "digits"
+    dataset: str = "cifar10"  # TFDS's name, "digits", or a directory: of TFDS, or of images as SPLIT/CLASS/IMAGE
     data_dir: str = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
-    train_split: str = "train"
+    train_split: str = "train"  # TFDS's notation: train[:90%] is the first part of it
     eval_split: str = "test"
     classes: tuple[int, ...] = ()  # only the images of these labels, which stay what they are; (): of all
     images_per_class: int = 0  # so many training images of each class, drawn by the seed; 0: all
     image_size: int = 32  # the side of the square input, in pixels
     resize: int = 32  # test view: short side to `resize`, then the centre `image_size`
-    train_view: str = "pad_crop"  # of the test view, on the device; or random_resized_crop, on the host
+    train_view: str = "pad_crop"  # of the test view, on the device; or random_resized_crop, scale_crop, on the host
     pad: int = 4  # of pad_crop: pixels of zeros on each side
+    train_scale: tuple[int, ...] = (256, 512)  # of scale_crop: the short side S is drawn from the one to the other
     flip: bool = True  # mirror half of the training images
     mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)  # per channel, of pixels in [0, 1]
     std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
+    color_shift: float = 0.0  # standard deviation of the shift along the principal axes of RGB, times their eigenvalue
+    color_eigenvalues: tuple[float, ...] = (0.2175, 0.0188, 0.0045)  # of the covariance of RGB in [0, 1]: ImageNet's
+    color_eigenvectors: tuple[tuple[float, ...], ...] = (  # a row for each of R, G, B, a column for each eigenvalue
+        (-0.5675, 0.7192, 0.4009),
+        (-0.5808, -0.0045, -0.8140),
+        (-0.5836, -0.6948, 0.4203),
+    )
+    corrupt_images: str = "fail"  # or skip: the next image takes the place of one that cannot be decoded
     num_threads: int = 8  # that decode images
-
-    @property
-    def pad_on_device(self) -> int:
-        """The padding of the crop that the step takes: none where the host crops."""
-        return self.pad if self.train_view == "pad_crop" else 0
 
 
 @dataclasses.dataclass
@@ -162,6 +167,12 @@ def _has_type(value: Any, annotation: Any) -> bool:
     return type(value) is annotation
 
 
+def _is_scale(data: DataConfig) -> bool:
+    if data.train_view != "scale_crop":
+        return True
+    return len(data.train_scale) == 2 and data.image_size <= data.train_scale[0] <= data.train_scale[1]
+
+
 def _value_problems(config: Config) -> list[str]:
     data, optimizer = config.data, config.optimizer
     checks = [
@@ -181,7 +192,13 @@ def _value_problems(config: Config) -> list[str]:
         ("data.pad", data.pad >= 0, "0 or more"),
         ("data.std", all(s > 0 for s in data.std), "more than 0 for each channel"),
         ("data.mean", len(data.mean) == len(data.std), f"as many channels as config.data.std, {len(data.std)}"),
-        ("data.num_threads", data.num_threads > 0, "1 or more"),
+        ("data.train_scale", _is_scale(data), f"two rising sides from config.data.image_size, {data.image_size}, on"),
+        ("data.color_shift", data.color_shift >= 0, "0 or more"),
+        ("data.color_eigenvalues", len(data.color_eigenvalues) == 3, "three"),
+        ("data.color_eigenvectors", [len(row) for row in data.color_eigenvectors] == [3, 3, 3], "three rows of three"),
+        ("data.mean", len(data.mean) == 3 or not data.color_shift, "three channels, for config.data.color_shift"),
+        ("data.corrupt_images", data.corrupt_images in CORRUPT_IMAGES, f"one of {', '.join(CORRUPT_IMAGES)}"),
+        ("data.num_threads", data.num_threads >= 0, "0 or more"),
         ("optimizer.name", optimizer.name in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
         ("optimizer.learning_rate", 0 < optimizer.learning_rate < math.inf, "more than 0, and finite"),
         ("optimizer.momentum", 0 <= optimizer.momentum < 1, "at least 0 and below 1"),

@@ -52,7 +52,8 @@ class Preprocessing:
     def _resized(self, image: "PIL.Image.Image", size: int) -> "PIL.Image.Image":
         from vgg_jax.data import views
 
-        return views.resize_short_side(views.to_mode(image, "L" if self.channel_order == "L" else "RGB"), size)
+        mode = "L" if self.channel_order == "L" else "RGB"
+        return views.resize_short_side(views.to_mode(views.upright(image), mode), size)
 
     def _order(self, pixels: np.ndarray) -> np.ndarray:
         return pixels[..., ::-1] if self.channel_order == "BGR" else pixels

@@ -1,10 +1,10 @@
 """What the devices do to uint8 images inside the step: crop, flip, normalise. Randomness comes from the key alone."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from vgg_jax.config import DataConfig
 
 
 def random_crop(key: jax.Array, images: jax.Array, pad: int) -> jax.Array:
@@ -21,18 +21,39 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     return jnp.where(flip, images[:, :, ::-1], images)
 
 
+def color_shift(
+    key: jax.Array,
+    num_images: int,
+    std: float,
+    eigenvalues: tuple[float, ...],
+    eigenvectors: tuple[tuple[float, ...], ...],
+) -> jax.Array:
+    """AlexNet's shift of each image's RGB, in units of pixels in [0, 1]: (N, 1, 1, 3) float32.
+
+    Along each principal axis of RGB (a column of `eigenvectors`) by its eigenvalue times a normal number with standard
+    deviation `std`. Source: A. Krizhevsky et al., "ImageNet Classification with Deep CNNs", 2012, section 4.1.
+    """
+    alphas = std * jax.random.normal(key, (num_images, 3))
+    shift = (alphas * jnp.array(eigenvalues)) @ jnp.array(eigenvectors).T
+    return shift[:, None, None].astype(jnp.float32)
+
+
 def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
     """(image / 255 - mean) / std per channel: uint8 to float32."""
     return (images.astype(jnp.float32) / 255 - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)
 
 
-def augment(
-    key: jax.Array, images: jax.Array, *, pad: int, flip: bool, normalize: Callable[[jax.Array], jax.Array]
-) -> jax.Array:
-    """A training batch, (N, H, W, C) uint8 to float32: random crop, random flip, and `normalize`."""
-    crop_key, flip_key = jax.random.split(key)
-    if pad:
-        images = random_crop(crop_key, images, pad)
-    if flip:
+def augment(key: jax.Array, images: jax.Array, config: DataConfig) -> jax.Array:
+    """A training batch, (N, H, W, C) uint8 to float32: random crop, random flip, colour shift, normalisation."""
+    crop_key, flip_key, color_key = jax.random.split(key, 3)
+    if config.train_view == "pad_crop" and config.pad:
+        images = random_crop(crop_key, images, config.pad)
+    if config.flip:
         images = random_flip(flip_key, images)
-    return normalize(images)
+    normalized = normalize(images, config.mean, config.std)
+    if config.color_shift:
+        shift = color_shift(
+            color_key, len(images), config.color_shift, config.color_eigenvalues, config.color_eigenvectors
+        )
+        normalized += shift / jnp.array(config.std, jnp.float32)
+    return normalized

@@ -5,11 +5,11 @@ the part that scikit-learn ships. 8x8 images of 17 grey levels, ten classes.
 """
 
 import os
-import shutil
-import tempfile
+from typing import Any
 
 import numpy as np
 
+from vgg_jax.data.shards import Shard, serialize, write_once
 from vgg_jax.errors import UserError
 
 NAME, VERSION = "digits", "1.0.0"
@@ -19,22 +19,16 @@ NUM_TEST = 360
 def prepare(data_dir: str) -> None:
     """Writes the digits once, as `data_dir`/digits/1.0.0 in array_record format; does nothing where they are.
 
-    The test split has 360 images, stratified by class, the same always. The directory appears whole or not at all.
+    The test split has 360 images, stratified by class, the same always.
 
     Raises:
       UserError: where scikit-learn, which holds the images, is absent, or `data_dir` cannot be written.
     """
     target = os.path.join(data_dir, NAME, VERSION)
-    if not os.path.isdir(target):
-        try:
-            _write(target)
-        except OSError as error:
-            raise UserError(
-                f"cannot write the digits to {target}: {error}; choose another place with --config.data.data_dir"
-            ) from None
+    write_once(target, lambda: _contents(target))
 
 
-def _write(target: str) -> None:
+def _contents(target: str) -> tuple[Any, list[Shard]]:
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -49,35 +43,25 @@ def _write(target: str) -> None:
     digits = load_digits()
     images = (digits.images * 255 / 16).round().astype(np.uint8)
     train, test = train_test_split(np.arange(len(images)), test_size=NUM_TEST, stratify=digits.target, random_state=0)
+    features = {
+        "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
+        "label": tfds.features.ClassLabel(num_classes=10),
+        "id": tfds.features.Text(),
+    }
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name=NAME, version=tfds.core.Version(VERSION), data_dir=target, module_name=__name__
+        ),
+        features=tfds.features.FeaturesDict(features),
+        description=__doc__,
+        supervised_keys=("image", "label"),
+    )
 
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    staging = tempfile.mkdtemp(dir=os.path.dirname(target), prefix=f".{VERSION}.")
-    try:
-        identity = tfds.core.DatasetIdentity(
-            name=NAME, version=tfds.core.Version(VERSION), data_dir=staging, module_name=__name__
+    def shard(split: str, indices: np.ndarray) -> Shard:
+        examples = (
+            {"image": Image.fromarray(images[i]), "label": int(digits.target[i]), "id": f"digit_{i:04d}"}
+            for i in np.sort(indices)
         )
-        features = {
-            "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
-            "label": tfds.features.ClassLabel(num_classes=10),
-            "id": tfds.features.Text(),
-        }
-        info = tfds.core.DatasetInfo(
-            builder=identity,
-            features=tfds.features.FeaturesDict(features),
-            description=__doc__,
-            supervised_keys=("image", "label"),
-        )
-        writer = tfds.core.SequentialWriter(info, max_examples_per_shard=len(images), file_format="array_record")
-        writer.initialize_splits(["train", "test"])
-        for split, indices in (("train", np.sort(train)), ("test", np.sort(test))):
-            for i in indices:
-                example = {"image": Image.fromarray(images[i]), "label": int(digits.target[i]), "id": f"digit_{i:04d}"}
-                writer.add_examples({split: [example]})
-        writer.close_all()
-        try:
-            os.rename(staging, target)
-        except OSError:
-            if not os.path.isdir(target):  # else another process was faster, and its copy is equal
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        return Shard(split, lambda: serialize(info, examples))
+
+    return info, [shard("train", train), shard("test", test)]

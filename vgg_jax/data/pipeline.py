@@ -1,7 +1,8 @@
 """The host pipeline: which examples make up a batch, and how they reach the devices."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import grain
@@ -11,80 +12,118 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from vgg_jax.config import DataConfig
 from vgg_jax.data.order import train_indices
-from vgg_jax.data.sources import Split
+from vgg_jax.data.sources import CorruptImageError, Split
 from vgg_jax.errors import UserError
+from vgg_jax.reporting import say
 
 Batch = dict[str, jax.Array]  # image (N, H, W, C) uint8, label (N,) int32; for evaluation, weight (N,) float32
-Example = dict[str, Any]  # arrays: image and label of one example, or of a batch on the host
+Example = dict[str, Any]  # the same of one example, or of a part of a batch on the host
 
 RESIDENT_BYTES = 2**31  # a split up to this size lives on each device whole
 BATCHES_AHEAD = 2
+MOST_CORRUPT = 100  # images that may be skipped
 
 
 class Loader:
     """Batches of one split, sharded over the mesh's `data` axis.
 
     A split whose views on the host are fixed, and that fits, is decoded once and lives on each device whole; others
-    are decoded by threads while the devices work. Both ways give the same batches.
+    are decoded by threads while the devices work, by each process what its own devices take. Both ways give the same
+    batches. Close what the methods return, where it is not read to its end: that ends the threads.
     """
 
-    def __init__(self, split: Split, config: DataConfig, mesh: Mesh, resident: bool | None = None) -> None:
-        """Opens the split; `resident` overrides the choice between the two ways."""
+    def __init__(self, split: Split, mesh: Mesh, resident: bool | None = None) -> None:
+        """Opens the split; `resident` overrides the choice between the two ways.
+
+        Raises:
+          UserError: where an example of a resident split cannot be used.
+        """
         self.split = split
-        self._read_options = grain.ReadOptions(num_threads=config.num_threads, prefetch_buffer_size=256)
-        self._random_view = config.train_view == "random_resized_crop"
+        self._corrupt: set[int] = set()
+        self._read_options = grain.ReadOptions(num_threads=split.config.num_threads, prefetch_buffer_size=256)
         self._sharding = NamedSharding(mesh, P("data"))
         if resident is None:
-            size = len(split) * split.image_size**2 * split.channels
-            resident = not self._random_view and size <= RESIDENT_BYTES
-        self._resident = jax.device_put(self._read_all(), NamedSharding(mesh, P())) if resident else None
-        self._gather = jax.jit(
-            lambda data, indices: jax.tree.map(lambda a: a[indices], data), out_shardings=self._sharding
-        )
+            resident = not split.random_views and len(split) * split.view_bytes <= RESIDENT_BYTES
+        self._resident = self._place(self._read_all(), NamedSharding(mesh, P())) if resident else None
+        self._gather = jax.jit(_take, out_shardings=self._sharding)
 
-    def train_batches(self, seed: int, batch_size: int, steps: range) -> Iterator[Batch]:
-        """The batches of the given training steps, each a pure function of (seed, step)."""
+    def train_batches(self, seed: int, batch_size: int, steps: range) -> Generator[Batch]:
+        """The batches of the given training steps, each a pure function of (seed, step).
+
+        Raises:
+          UserError: while they are read, where an example cannot be used.
+        """
         n = len(self.split)
         if self._resident is not None:
-            return self._gathered(train_indices(seed, step, batch_size, n) for step in steps)
+            indices = (train_indices(seed, step, batch_size, n) for step in steps)
+            readable = (np.array([self._readable(i) for i in batch]) if self._corrupt else batch for batch in indices)
+            batches = (self._gather(self._resident, i, np.ones(batch_size, np.float32)) for i in readable)
+            return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
 
-        def example(position: int) -> Example:
-            index = train_indices(seed, position // batch_size, batch_size, n)[position % batch_size]
-            return self._example(index, (seed, position) if self._random_view else None)
+        def example(step: int, row: int) -> Example:
+            index = int(train_indices(seed, step, batch_size, n)[row])
+            while True:
+                position = step * batch_size + row
+                try:
+                    if self.split.random_views:
+                        image, label = self.split.random_view(index, seed, position)
+                    else:
+                        image, label = self.split.test_view(index)
+                    return {"image": image, "label": label}
+                except CorruptImageError as error:
+                    self._skip(index, error)
+                    index = (index + 1) % n
 
-        return self._streamed(example, range(steps.start * batch_size, steps.stop * batch_size), batch_size)
+        return self._streamed(example, steps, batch_size)
 
-    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Every example once, in order; the last batch is filled up with examples of weight 0."""
+    def eval_batches(self, batch_size: int) -> Generator[Batch]:
+        """Every example once, in order; the last batch is filled up with examples of weight 0.
+
+        Raises:
+          UserError: while they are read, where an example cannot be used.
+        """
         n, devices = len(self.split), self._sharding.mesh.size
         batch_size = -(-min(batch_size, n) // devices) * devices
-        positions = np.arange(-(-n // batch_size) * batch_size)
-        indices = np.where(positions < n, positions, 0)
-        weights = (positions < n).astype(np.float32).reshape(-1, batch_size)
+        steps = range(-(-n // batch_size))
         if self._resident is not None:
-            batches = self._gathered(indices.reshape(-1, batch_size))
-        else:
-            batches = self._streamed(lambda i: self._example(indices[i]), range(len(indices)), batch_size)
-        for batch, weight in zip(batches, weights, strict=True):
-            yield {**batch, "weight": jax.device_put(weight, self._sharding)}
+            for positions in np.arange(len(steps) * batch_size).reshape(-1, batch_size):
+                counts = positions < n
+                yield self._gather(self._resident, np.where(counts, positions, 0), counts.astype(np.float32))
+            return
 
-    def _gathered(self, indices: Iterable[np.ndarray]) -> Iterator[Batch]:
-        for batch_indices in indices:
-            yield self._gather(self._resident, batch_indices)
+        def example(step: int, row: int) -> Example:
+            position = step * batch_size + row
+            return self._weighted(position) if position < n else {**self._weighted(0), "weight": np.float32(0)}
 
-    def _streamed(self, example: Callable[[int], Example], positions: range, batch_size: int) -> Iterator[Batch]:
+        yield from self._streamed(example, steps, batch_size)
+
+    def _streamed(self, example: Callable[[int, int], Example], steps: range, batch_size: int) -> Generator[Batch]:
         """Reads by threads, in order, and places some batches on the devices ahead."""
+        slices = self._sharding.addressable_devices_indices_map((batch_size,)).values()
+        rows = np.unique(np.concatenate([np.arange(batch_size)[s] for s in slices if s]))  # of this process
         ahead: collections.deque[Batch] = collections.deque()
-        for batch in self._read(example, positions, batch_size):
-            ahead.append(jax.device_put(batch, self._sharding))
-            if len(ahead) > BATCHES_AHEAD:
-                yield ahead.popleft()
+        positions = range(len(steps) * len(rows))
+        with contextlib.closing(
+            self._read(lambda i: example(steps[i // len(rows)], int(rows[i % len(rows)])), positions, len(rows))
+        ) as batches:
+            for batch in batches:
+                ahead.append(self._place(batch, self._sharding, batch_size))
+                if len(ahead) > BATCHES_AHEAD:
+                    yield ahead.popleft()
         yield from ahead
 
-    def _read(self, example: Callable[[int], Example], positions: range, batch_size: int) -> Iterator[Example]:
-        dataset = grain.MapDataset.range(positions.start, positions.stop).map(example).batch(batch_size)
+    def _place(self, arrays: Example, sharding: NamedSharding, size: int | None = None) -> Batch:
+        """This process's part of arrays of `size` rows, or of as many as these have, on its devices."""
+
+        def place(array: np.ndarray) -> jax.Array:
+            shape = (size or len(array), *array.shape[1:])
+            return jax.make_array_from_process_local_data(sharding, array, shape)
+
+        return jax.tree.map(place, arrays)
+
+    def _read(self, example: Callable[[int], Example], positions: Sequence[int], batch_size: int) -> Generator[Example]:
+        dataset = grain.MapDataset.source(positions).map(example).batch(batch_size)
         batches = iter(dataset.to_iter_dataset(self._read_options))
         try:
             yield from batches
@@ -93,18 +132,44 @@ class Loader:
 
     def _read_all(self) -> Example:
         n = len(self.split)
-        progress = tqdm(total=n, desc=f"reading {self.split.name}", unit=" examples", disable=None, leave=False)
         chunks = []
-        for examples in self._read(self._example, range(n), 256):
-            chunks.append(examples)
-            progress.update(len(examples["label"]))
-        progress.close()
+        with tqdm(total=n, desc=f"reading {self.split.name}", unit=" examples", disable=None, leave=False) as progress:
+            for examples in self._read(self._weighted, range(n), 256):
+                chunks.append(examples)
+                progress.update(len(examples["label"]))
         return {key: np.concatenate([c[key] for c in chunks]) for key in chunks[0]}
 
-    def _example(self, index: int, random: tuple[int, int] | None = None) -> Example:
-        image, label = self.split.random_view(index, *random) if random else self.split.test_view(index)
-        if not 0 <= label < self.split.num_classes:
+    def _weighted(self, index: int) -> Example:
+        """The test view with weight 1, or nothing with weight 0 where the image is corrupt and may be skipped."""
+        try:
+            image, label = self.split.test_view(index)
+            return {"image": image, "label": label, "weight": np.float32(1)}
+        except CorruptImageError as error:
+            self._skip(index, error)
+            size = self.split.config.image_size
+            image = np.zeros((size, size, self.split.channels), np.uint8)
+            return {"image": image, "label": np.int32(0), "weight": np.float32(0)}
+
+    def _readable(self, index: int) -> int:
+        """The index itself, or that of the next image that is not corrupt."""
+        while index in self._corrupt:
+            index = (index + 1) % len(self.split)
+        return index
+
+    def _skip(self, index: int, error: CorruptImageError) -> None:
+        """Counts a corrupt image, or raises where it may not be skipped."""
+        if self.split.config.corrupt_images == "fail":
+            raise UserError(f"{error}; replace it, or leave such images out with --config.data.corrupt_images=skip")
+        if index not in self._corrupt:
+            self._corrupt.add(index)
+            say(f"skipped, the {len(self._corrupt)}. corrupt image: {error}")
+        if len(self._corrupt) > min(MOST_CORRUPT, len(self.split) - 1):
             raise UserError(
-                f"{self.split.name}, example {index}: label {label}; expected 0 up to {self.split.num_classes - 1}"
+                f"{self.split.name} has more than {MOST_CORRUPT} corrupt images, of which the last: {error}"
             )
-        return {"image": image, "label": label}
+
+
+def _take(data: Batch, indices: jax.Array, counts: jax.Array) -> Batch:
+    """Those rows of the data, each with `counts` (0 or 1) times its weight."""
+    taken = jax.tree.map(lambda array: array[indices], data)
+    return {**taken, "weight": taken["weight"] * counts}

@@ -1,9 +1,10 @@
 """One split of a TFDS data set, by random access and without TensorFlow: an index to a uint8 image and a label."""
 
+import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,14 @@ import numpy as np
 import PIL.Image
 
 from vgg_jax.config import Config, DataConfig
-from vgg_jax.data import digits, views
+from vgg_jax.data import preparation, views
+from vgg_jax.data.folder import FolderRecords
 from vgg_jax.data.order import permutation
 from vgg_jax.errors import UserError
+
+
+class CorruptImageError(UserError):
+    """An image that cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +27,10 @@ class Split:
     """One split: `len(split)` examples, read and decoded one at a time."""
 
     name: str  # dataset/split, for messages
-    records: Any  # TFDS's random-access source, its images still encoded
+    records: Any  # by random access: an encoded image and a label; locate(index) says where it is
     num_classes: int
     channels: int
-    image_size: int
-    resize: int
+    config: DataConfig  # whose views they become
 
     def select(self, classes: Sequence[int], per_class: int = 0, seed: int = 0) -> "Split":
         """The examples whose label is among `classes`, or all; of each class `per_class` drawn by `seed`, or all.
@@ -50,20 +55,68 @@ class Split:
     def __len__(self) -> int:
         return len(self.records)
 
+    @property
+    def view_bytes(self) -> int:
+        """The bytes of one view."""
+        return self.config.image_size**2 * self.channels
+
+    @property
+    def random_views(self) -> bool:
+        """Whether the host draws the training views; else the device does, of the test views."""
+        return self.config.train_view != "pad_crop"
+
     def test_view(self, index: int) -> tuple[np.ndarray, np.int32]:
-        """The image's test view, (image_size, image_size, C) uint8, and its label."""
-        image, label = self._read(index)
-        return views.centre_crop(views.resize_short_side(image, self.resize), self.image_size), label
+        """The image's test view, (image_size, image_size, C) uint8, and its label.
+
+        Raises:
+          CorruptImageError: where the image cannot be decoded.
+          UserError: where its record cannot be read, or the label is none of the classes.
+        """
+        data, label = self._read(index)
+        with self._names_corrupt_image(index):
+            image = views.to_mode(PIL.Image.open(io.BytesIO(data)), self._mode)
+        return views.centre_crop(views.resize_short_side(image, self.config.resize), self.config.image_size), label
 
     def random_view(self, index: int, seed: int, position: int) -> tuple[np.ndarray, np.int32]:
-        """A random resized crop, (image_size, image_size, C) uint8, and the label; a pure function of its arguments."""
-        image, label = self._read(index)
-        return views.random_resized_crop(image, self.image_size, seed, position), label
+        """The training view that the host draws, as `test_view`; a pure function of its arguments."""
+        pixels, label = self.pixels(index)
+        size = self.config.image_size
+        if self.config.train_view == "scale_crop":
+            smallest, largest = self.config.train_scale
+            return views.scale_crop(pixels, size, smallest, largest, seed, position), label
+        return views.random_resized_crop(pixels, size, seed, position), label
 
-    def _read(self, index: int) -> tuple[PIL.Image.Image, np.int32]:
+    def pixels(self, index: int) -> tuple[np.ndarray, np.int32]:
+        """The whole image, (H, W, C) uint8, and its label; raises as `test_view`."""
+        data, label = self._read(index)
+        with self._names_corrupt_image(index):
+            return views.decode(data, self._mode), label
+
+    @property
+    def _mode(self) -> str:
+        return "L" if self.channels == 1 else "RGB"
+
+    def _read(self, index: int) -> tuple[bytes, np.int32]:
         record = self.records[int(index)]
-        image = PIL.Image.open(io.BytesIO(record["image"]))
-        return views.to_mode(image, "L" if self.channels == 1 else "RGB"), np.int32(record["label"])
+        label = record["label"]
+        if not 0 <= label < self.num_classes:
+            raise UserError(
+                f"{self.name}, example {index}, {self.records.locate(index)}: label {label}; "
+                f"expected 0 up to {self.num_classes - 1}"
+            )
+        return record["image"], np.int32(label)
+
+    @contextlib.contextmanager
+    def _names_corrupt_image(self, index: int) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+            record = self.records[int(index)]
+            name = record.get("file_name", record.get("id", b"")).decode()
+            raise CorruptImageError(
+                f"{self.name}, example {index}{name and f' ({name})'}, {self.records.locate(index)}: "
+                f"the image cannot be decoded: {str(error).splitlines()[0][:100]}"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -79,6 +132,9 @@ class _Selection:
     def __getitem__(self, index: int) -> Any:
         return self.records[int(self.indices[index])]
 
+    def locate(self, index: int) -> str:
+        return self.records.locate(int(self.indices[index]))
+
 
 def open_splits(config: Config) -> tuple[Split, Split]:
     """The training and the evaluation split of `config`, of those classes and with so many images as it says.
@@ -92,18 +148,51 @@ def open_splits(config: Config) -> tuple[Split, Split]:
 
 
 def open_split(config: DataConfig, split: str) -> Split:
-    """Opens one split of the data set that `config` names.
+    """Opens one split of the data set that `config` names, and prepares it first where that needs no TensorFlow.
 
     Raises:
       UserError: where the data set or the split is missing, empty, or not in array_record format.
     """
+    directory = os.path.expanduser(config.dataset)
+    if os.path.isdir(directory) and not os.path.exists(os.path.join(directory, "dataset_info.json")):
+        folder = FolderRecords(directory, split)
+        return Split(f"{config.dataset}/{split}", folder, len(folder.classes), 3, config)
+
     import tensorflow_datasets as tfds
 
-    data_dir = os.path.expanduser(config.data_dir)
-    if config.dataset == digits.NAME:
-        digits.prepare(data_dir)
+    builder = _open_builder(config)
+    splits = builder.info.splits
     try:
-        builder = tfds.builder(config.dataset, data_dir=data_dir, try_gcs=False)
+        empty = not splits[split].num_examples
+    except (KeyError, ValueError):  # no such split, or part of one
+        empty = True
+    if empty:
+        found = ", ".join(f"{name} ({s.num_examples})" for name, s in splits.items())
+        raise UserError(f"split {split!r} of {builder.info.full_name} is missing or empty; found {found}")
+    features = builder.info.features
+    if "image" not in features or "label" not in features:
+        raise UserError(f"{builder.info.full_name} has {', '.join(features)}; expected an image and a label")
+    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    return Split(
+        name=f"{config.dataset}/{split}",
+        records=_ArrayRecords(source, splits[split].file_instructions),
+        num_classes=features["label"].num_classes,
+        channels=features["image"].shape[-1],
+        config=config,
+    )
+
+
+def _open_builder(config: DataConfig) -> Any:
+    import tensorflow_datasets as tfds
+
+    data_dir, directory = os.path.expanduser(config.data_dir), os.path.expanduser(config.dataset)
+    if config.dataset in preparation.NAMES:
+        preparation.prepare(config.dataset, data_dir)
+    try:
+        if os.path.isdir(directory):
+            builder = tfds.builder_from_directory(directory)
+        else:
+            builder = tfds.builder(config.dataset, data_dir=data_dir, try_gcs=False)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -112,32 +201,41 @@ def open_split(config: DataConfig, split: str) -> Split:
     if not builder.is_prepared():
         raise UserError(
             f"{builder.info.full_name} is not in {builder.data_dir}: set --config.data.data_dir (or TFDS_DATA_DIR) to "
-            "where it is, or prepare it there, where tensorflow is installed, with: python -c 'import "
-            f'tensorflow_datasets as tfds; tfds.builder("{config.dataset}", data_dir="{data_dir}", '
-            f'file_format="array_record").download_and_prepare()\''
+            f"where it is, or prepare it: python -m vgg_jax.prepare {config.dataset} --data-dir {data_dir}"
         )
     file_format = builder.info.file_format.value
     if file_format != "array_record":
         raise UserError(
-            f"{builder.data_dir} is in {file_format} format; expected array_record: where tensorflow and apache_beam "
-            f"are installed, `tfds convert_format --dataset_dir={builder.data_dir} --out_file_format=array_record "
-            "--out_dir=DIR` converts it"
+            f"{builder.data_dir} is in {file_format} format; expected array_record: python -m vgg_jax.prepare "
+            f"{config.dataset} --from-tfrecord {data_dir} --data-dir DIR rewrites it in another directory"
         )
-    splits = builder.info.splits
-    if split not in splits or not splits[split].num_examples:
-        found = ", ".join(f"{name} ({s.num_examples})" for name, s in splits.items())
-        raise UserError(f"split {split!r} of {builder.info.full_name} is missing or empty; found {found}")
-    features = builder.info.features
-    if "image" not in features or "label" not in features:
-        raise UserError(f"{builder.info.full_name} has {', '.join(features)}; expected an image and a label")
-    return Split(
-        name=f"{config.dataset}/{split}",
-        records=builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}),
-        num_classes=features["label"].num_classes,
-        channels=features["image"].shape[-1],
-        image_size=config.image_size,
-        resize=config.resize,
-    )
+    return builder
+
+
+class _ArrayRecords:
+    """The records of a split in array_record files, and where each is."""
+
+    def __init__(self, source: Any, files: Sequence[Any]) -> None:
+        self._source, self._files = source, files
+        self._ends = np.cumsum([file.examples_in_shard if file.take == -1 else file.take for file in files])
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self._source[index]
+        except Exception as error:  # array_record raises several kinds, and TFDS others for bytes that are no example
+            raise UserError(
+                f"{self.locate(index)} cannot be read, the file is damaged: {str(error).splitlines()[0][:200]}; "
+                "prepare the data set again, or take the file from another copy"
+            ) from None
+
+    def locate(self, index: int) -> str:
+        """The file of a record, and its place there."""
+        i = int(np.searchsorted(self._ends, index, "right"))
+        first = self._ends[i - 1] if i else 0
+        return f"{self._files[i].filename}, record {self._files[i].skip + index - first}"
 
 
 def check_config(config: Config, train_split: Split, eval_split: Split, num_devices: int) -> None:

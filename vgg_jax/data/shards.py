@@ -1,0 +1,126 @@
+"""Writing a TFDS data set in array_record format, without TensorFlow: shard by shard, and whole or not at all."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from vgg_jax.errors import UserError
+from vgg_jax.reporting import say
+
+SECONDS_BETWEEN_LINES = 30  # where there is no terminal
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a data set to be."""
+
+    split: str
+    records: Callable[[], Iterable[bytes]]  # the examples, as `info.features.serialize_example` gives them
+
+
+def write_once(target: str, contents: Callable[[], tuple[Any, Sequence[Shard]]]) -> None:
+    """Writes a data set, unless it is there.
+
+    A shard that is finished stays where the process ends before the last one, and the next call goes on after it.
+    `target` appears when all is there. Of several processes that call this at once, one writes and the others wait.
+
+    Args:
+      target: the data set's directory, DATA_DIR/NAME/VERSION.
+      contents: gives TFDS's `DatasetInfo` and all shards, those of a split in their order; called only where needed.
+
+    Raises:
+      UserError: where `target` cannot be written.
+    """
+    if os.path.isdir(target):
+        return
+    parent, version = os.path.split(target)
+    try:
+        os.makedirs(parent, exist_ok=True)
+        with _alone(os.path.join(parent, f".{version}.lock"), target):
+            if not os.path.isdir(target):
+                staging = os.path.join(parent, f".{version}.preparing")
+                os.makedirs(staging, exist_ok=True)
+                _write(*contents(), staging)
+                os.rename(staging, target)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target}: {error}; choose another place with --config.data.data_dir (or TFDS_DATA_DIR)"
+        ) from None
+
+
+def _alone(path: str, target: str) -> FileLock:
+    lock = FileLock(path)  # the system releases it when its holder dies
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"another process prepares {target}: waiting for it")
+        lock.acquire()
+    return lock
+
+
+def _write(info: Any, shards: Sequence[Shard], staging: str) -> None:
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.naming import ShardedFileTemplate
+
+    splits = []
+    expected = set()
+    progress = tqdm(total=len(shards), desc=f"preparing {info.name}", unit=" shards", disable=None)
+    last_line = time.monotonic()
+    for name in dict.fromkeys(shard.split for shard in shards):
+        template = ShardedFileTemplate(
+            dataset_name=info.name, data_dir=staging, split=name, filetype_suffix="array_record"
+        )
+        of_split = [shard for shard in shards if shard.split == name]
+        paths = [os.fspath(path) for path in template.sharded_filepaths(len(of_split))]
+        expected.update(paths)
+        lengths = []
+        for shard, path in zip(of_split, paths, strict=True):
+            if not os.path.exists(path):
+                _write_shard(path, shard.records())
+            lengths.append(count_records(path))
+            progress.update()
+            if progress.disable and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                say(f"preparing {info.name}: {progress.n} of {len(shards)} shards")
+        num_bytes = sum(os.path.getsize(path) for path in paths)
+        splits.append(tfds.core.SplitInfo(name, lengths, num_bytes, filename_template=template))
+    progress.close()
+    for leftover in {entry.path for entry in os.scandir(staging)} - expected:  # of other shards, and unfinished ones
+        os.remove(leftover)
+    info.set_file_format("array_record", override=True)  # of what TFDS would write
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    info.write_to_directory(staging)
+
+
+def _write_shard(path: str, records: Iterable[bytes]) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    unfinished = path + ".unfinished"
+    writer = ArrayRecordWriter(unfinished, "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+    with open(unfinished, "rb") as file:
+        os.fsync(file.fileno())
+    os.rename(unfinished, path)
+
+
+def count_records(path: str) -> int:
+    """The number of records of an array_record file; raises what `array_record` does where it is none."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(path)
+    try:
+        return reader.num_records()
+    finally:
+        reader.close()
+
+
+def serialize(info: Any, examples: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+    """Examples, their images PIL images, files or the path of one, as records."""
+    return (info.features.serialize_example(example) for example in examples)
