@@ -1,0 +1,359 @@
+"""The speed of the data path beside torchvision's: python benchmarks/data.py [--rounds N] [--images N] [--json FILE]
+
+Writes JPEGs of about 500x375 pixels, crops of scikit-learn's two photographs, as files and as a TFDS data set, and
+reads them as 224x224 training views with a DataLoader of torchvision's transforms and with ours, two workers each, in
+turn, each in its own process. Then CIFAR-10's training views the same way, on noise; the stages of our path; and how
+long a training step of VGG-16 at 224x224 waits for its data. Needs torch, torchvision and scikit-learn.
+"""
+
+import argparse
+import functools
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+WORKERS = 2
+BATCH = 64
+CIFAR_BATCH = 128
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+# --- what is read
+
+
+def jpegs(count: int) -> Iterator[bytes]:
+    """JPEGs of 420 to 580 pixels across, in the proportions 4:3 and 3:4, as ImageNet's mostly are."""
+    import PIL.Image
+    from sklearn.datasets import load_sample_images
+
+    random = np.random.default_rng(0)
+    photos = [PIL.Image.fromarray(photo) for photo in load_sample_images().images]
+    for i in range(count):
+        width, height = (427, 320) if i % 4 else (320, 427)  # of what is cut out of 640x427
+        left, top = int(random.integers(641 - width)), int(random.integers(428 - height))
+        scale = random.uniform(420, 580) / 427
+        crop = photos[i % 2].crop((left, top, left + width, top + height))
+        file = io.BytesIO()
+        crop.resize((round(width * scale), round(height * scale))).save(file, "JPEG", quality=95)
+        yield file.getvalue()
+
+
+def write(directory: str, count: int) -> None:
+    """The images as torchvision's ImageFolder has them, and as a TFDS data set in array_record format."""
+    import tensorflow_datasets as tfds
+
+    from vgg_jax.data.shards import Shard, serialize, write_once
+
+    images = list(jpegs(count))
+    print(f"{count} JPEGs of {np.mean([len(image) for image in images]) / 1000:.0f} kB on average", flush=True)
+    for i, image in enumerate(images):
+        folder = os.path.join(directory, "folder", str(i % 10))
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, f"{i}.jpg"), "wb") as file:
+            file.write(image)
+    target = os.path.join(directory, "photographs", "1.0.0")
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name="photographs", version=tfds.core.Version("1.0.0"), data_dir=target, module_name=__name__
+        ),
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(num_classes=10),
+                "file_name": tfds.features.Text(),
+            }
+        ),
+    )
+    examples = (
+        {"image": io.BytesIO(image), "label": i % 10, "file_name": f"{i}.jpg"} for i, image in enumerate(images)
+    )
+    write_once(target, lambda: (info, [Shard("train", lambda: serialize(info, examples))]))
+
+
+# --- the arms: each prints images per second
+
+
+def torchvision_arm(directory: str, count: int) -> float:
+    """A DataLoader with torchvision's transforms."""
+    sys.path.insert(0, ROOT)
+    import torch
+
+    from tests.conftest import import_torchvision
+
+    torchvision = import_torchvision()
+    transforms = torchvision.transforms
+    torch.set_num_threads(1)
+    view = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(224),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(**IMAGENET),
+        ]
+    )
+    dataset = torchvision.datasets.ImageFolder(os.path.join(directory, "folder"), view)
+    return rate(torch_loader(dataset, BATCH), BATCH, count)
+
+
+def torchvision_cifar_arm(directory: str, count: int) -> float:
+    """CIFAR-10's usual transforms, on images that are in memory as torchvision's CIFAR10 has them."""
+    sys.path.insert(0, ROOT)
+    import PIL.Image
+    import torch
+
+    from tests.conftest import import_torchvision
+
+    torchvision = import_torchvision()
+    transforms = torchvision.transforms
+    view = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        ]
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
+
+    class Dataset(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(pixels)
+
+        def __getitem__(self, i: int) -> Any:
+            return view(PIL.Image.fromarray(pixels[i])), i % 10
+
+    return rate(torch_loader(Dataset(), CIFAR_BATCH), CIFAR_BATCH, count)
+
+
+def torch_loader(dataset: Any, batch_size: int) -> Iterator[Any]:
+    """Batches for ever, of workers that stay."""
+    import torch
+
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True
+    )
+    while True:
+        yield from loader
+
+
+def our_arm(directory: str, count: int, on_device: bool = True) -> float:
+    """Our pipeline; `on_device`: and what the step does before the network, flip and normalisation."""
+    import jax
+
+    from vgg_jax.config import DataConfig
+    from vgg_jax.data.augmentation import augment
+
+    config = DataConfig("photographs", directory, image_size=224, resize=256, train_view="random_resized_crop")
+    config.mean, config.std, config.num_threads = IMAGENET["mean"], IMAGENET["std"], WORKERS
+    view = jax.jit(functools.partial(augment, config=config))
+    batches = our_batches(config, BATCH)
+    if not on_device:
+        return rate(batches, BATCH, count)
+    return rate((view(jax.random.key(0), batch["image"]) for batch in batches), BATCH, count)
+
+
+def our_cifar_arm(directory: str, count: int) -> float:
+    """CIFAR's data on the device, indexed, cropped, flipped and normalised there."""
+    import jax
+    from jax.sharding import Mesh
+
+    from vgg_jax.config import DataConfig
+    from vgg_jax.data.augmentation import augment
+    from vgg_jax.data.pipeline import Loader
+    from vgg_jax.data.sources import Split
+
+    class Loaded(Loader):
+        """With pixels from memory: what is measured begins after the data set is read."""
+
+        def _read_all(self) -> dict[str, np.ndarray]:
+            images = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
+            return {"image": images, "label": np.arange(50_000) % 10, "weight": np.ones(50_000, np.float32)}
+
+    config = DataConfig()
+    split = Split("noise", range(50_000), 10, 3, config)
+    batches = Loaded(split, Mesh(np.array(jax.devices()), ("data",))).train_batches(0, CIFAR_BATCH, range(10**9))
+    view = jax.jit(functools.partial(augment, config=config))
+    return rate((view(jax.random.key(0), batch["image"]) for batch in batches), CIFAR_BATCH, count)
+
+
+def our_batches(config: Any, batch_size: int) -> Iterator[Any]:
+    """Batches for ever."""
+    import jax
+    from jax.sharding import Mesh
+
+    from vgg_jax.data.pipeline import Loader
+    from vgg_jax.data.sources import open_split
+
+    loader = Loader(open_split(config, "train"), Mesh(np.array(jax.devices()), ("data",)))
+    return loader.train_batches(0, batch_size, range(10**9))
+
+
+def rate(batches: Iterator[Any], batch_size: int, count: int) -> float:
+    """Images per second over `count` images, after a start of a tenth of them, and at least four batches."""
+
+    def read(images: int) -> None:
+        for _ in range(max(images // batch_size, 4)):
+            batch = next(batches)
+        if hasattr(batch, "block_until_ready"):
+            batch.block_until_ready()
+
+    read(count // 10)
+    start = time.perf_counter()
+    read(count)
+    return max(count // batch_size, 4) * batch_size / (time.perf_counter() - start)
+
+
+# --- what our path does, in one thread
+
+
+def stages(directory: str, count: int) -> dict[str, float]:
+    """Milliseconds an image of each stage of our path."""
+    import jax
+
+    from vgg_jax.config import DataConfig
+    from vgg_jax.data import views
+    from vgg_jax.data.augmentation import augment
+    from vgg_jax.data.sources import open_split
+
+    config = DataConfig("photographs", directory, image_size=224, resize=256, train_view="random_resized_crop")
+    split = open_split(config, "train")
+    n = min(count, len(split))
+    records = [split.records[i] for i in range(n)]
+    images = [views.decode(record["image"], "RGB") for record in records]
+    batch = np.stack([split.random_view(i, 0, i)[0] for i in range(BATCH)])
+    view = jax.jit(functools.partial(augment, config=config))
+    view(jax.random.key(0), batch).block_until_ready()
+    return {
+        "read the record": milliseconds(lambda i: split.records[i], n),
+        "decode the JPEG": milliseconds(lambda i: views.decode(records[i]["image"], "RGB"), n),
+        "random resized crop": milliseconds(lambda i: views.random_resized_crop(images[i], 224, 0, i), n),
+        "paper's crop, S from 256 to 512": milliseconds(lambda i: views.scale_crop(images[i], 224, 256, 512, 0, i), n),
+        "stack to a batch": milliseconds(lambda i: np.stack([batch[0]] * BATCH), 20) / BATCH,
+        "flip and normalise, on the device": milliseconds(
+            lambda i: view(jax.random.key(0), batch).block_until_ready(), 20
+        )
+        / BATCH,
+    }
+
+
+def milliseconds(function: Callable[[int], Any], count: int) -> float:
+    """The time of one call, the least of three means."""
+    means = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for i in range(count):
+            function(i)
+        means.append((time.perf_counter() - start) / count * 1e3)
+    return min(means)
+
+
+def waiting(directory: str, steps: int) -> dict[str, float]:
+    """Seconds that training steps of VGG-16 at 224x224, batch 8, take, and wait for their batches."""
+    import jax
+    import optax
+
+    from vgg_jax import VGG
+    from vgg_jax.config import DataConfig
+    from vgg_jax.data.augmentation import augment
+    from vgg_jax.training import create_train_state, train_step
+
+    config = DataConfig("photographs", directory, image_size=224, resize=256, train_view="random_resized_crop")
+    model = VGG(16, num_classes=10)
+    optimizer = optax.sgd(0.01, 0.9)
+    state = jax.jit(lambda key: create_train_state(key, model, optimizer, (224, 224, 3)))(jax.random.key(0))
+    step = jax.jit(functools.partial(train_step, augment=functools.partial(augment, config=config)), donate_argnums=0)
+    batches = our_batches(config, 8)
+    waited = 0.0
+    for i in range(steps + 2):
+        if i == 2:  # after compiling
+            jax.block_until_ready(state)
+            start, waited = time.perf_counter(), 0.0
+        before = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - before
+        state, metrics = step(state, batch, jax.random.key(1))
+        jax.block_until_ready(metrics)
+    return {"total": time.perf_counter() - start, "waited": waited}
+
+
+ARMS: dict[str, Callable[..., Any]] = {
+    "torchvision": torchvision_arm,
+    "ours": our_arm,
+    "ours, without the device's part": functools.partial(our_arm, on_device=False),
+    "CIFAR, torchvision": torchvision_cifar_arm,
+    "CIFAR, ours": our_cifar_arm,
+    "stages": stages,
+    "waiting": waiting,
+}
+
+
+def run(arm: str, directory: str, count: int) -> Any:
+    """One arm in its own process."""
+    command = [
+        sys.executable,
+        os.path.abspath(__file__),
+        "--arm",
+        arm,
+        "--directory",
+        directory,
+        "--images",
+        str(count),
+    ]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": ROOT}
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+
+
+def main() -> None:
+    """Runs all arms in turn and prints the medians and their ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=8, help="training steps of VGG-16")
+    parser.add_argument("--json", help="where to write the figures")
+    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--directory", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.arm:
+        print(json.dumps(ARMS[options.arm](options.directory, options.images)))
+        return
+
+    with tempfile.TemporaryDirectory() as directory:
+        write(directory, options.images)
+        names = [name for name in ARMS if name not in ("stages", "waiting")]
+        rates: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(options.rounds):
+            for name in names:
+                count = options.images * (20 if name.startswith("CIFAR") else 1)
+                rates[name].append(run(name, directory, count))
+                print(f"{name}: {rates[name][-1]:,.0f} images/s", flush=True)
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+        figures = {
+            "rates": rates,
+            "stages": run("stages", directory, min(options.images, 500)),
+            "waiting": run("waiting", directory, options.steps),
+        }
+    for name, median in medians.items():
+        print(f"median of {options.rounds}: {name}: {median:,.0f} images/s")
+    print(f"ours over torchvision: {medians['ours'] / medians['torchvision']:.2f}")
+    print(f"CIFAR, ours over torchvision: {medians['CIFAR, ours'] / medians['CIFAR, torchvision']:.2f}")
+    for name, value in figures["stages"].items():
+        print(f"{name}: {value:.3f} ms an image")
+    waited, total = figures["waiting"]["waited"], figures["waiting"]["total"]
+    print(f"VGG-16 at 224x224, batch 8: {options.steps} steps in {total:.1f} s, of which {waited / total:.2%} waiting")
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(figures, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
