@@ -27,7 +27,7 @@ from vgg_jax.data.pipeline import Loader
 from vgg_jax.data.sources import check_config, open_splits
 from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.evaluation import evaluate
-from vgg_jax.optimizer import make_optimizer, make_schedule
+from vgg_jax.optimizer import make_optimizer, make_plateau, make_schedule
 from vgg_jax.reporting import Reporter, say
 from vgg_jax.run_directory import open_run
 from vgg_jax.training import create_train_state, eval_step, train_step
@@ -55,7 +55,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
 
     model = create_model(config.model)
     schedule = make_schedule(config.optimizer, steps_per_epoch, num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    optimizer, plateau = make_optimizer(config.optimizer, schedule), make_plateau(config.optimizer)
     image_shape = (config.data.image_size, config.data.image_size, train_split.channels)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     checkpoint_dir = os.path.join(workdir, "checkpoints")
@@ -66,6 +66,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
         image_shape=image_shape,
         source_layers=config.init_layers,
         frozen=config.freeze,
+        plateau=plateau,
     )
     starts = not holds_checkpoint(checkpoint_dir)
     state = jax.jit(init, out_shardings=replicated)(
@@ -77,7 +78,9 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
     test_view = functools.partial(normalize, mean=config.data.mean, std=config.data.std)
     train_view = functools.partial(augment, config=config.data)
     jit_train_step = jax.jit(
-        functools.partial(train_step, augment=train_view), out_shardings=replicated, donate_argnums=0
+        functools.partial(train_step, augment=train_view, label_smoothing=config.label_smoothing),
+        out_shardings=replicated,
+        donate_argnums=0,
     )
     jit_eval_step = jax.jit(functools.partial(eval_step, normalize=test_view))
 
@@ -108,7 +111,8 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
 
             if step % config.log_every_steps == 0 or leaving:
                 metrics = jax.tree.map(lambda *values: float(np.mean(values)), *jax.device_get(since_report))
-                reporter.train(step, config.batch_size, {**metrics, "learning_rate": float(schedule(step - 1))})
+                metrics["learning_rate"] = float(schedule(step - 1) * state.rate_scale)
+                reporter.train(step, config.batch_size, metrics)
                 since_report = []
 
             evaluation = None
@@ -116,6 +120,9 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
                 eval_batches = eval_loader.eval_batches(config.eval_batch_size)
                 evaluation = evaluate(functools.partial(jit_eval_step, state), eval_batches)
                 reporter.evaluation(step, evaluation)
+                if plateau:
+                    _, after = plateau.update({}, state.plateau, value=1 - evaluation["accuracy"])
+                    state = state.replace(plateau=after)
 
             if step % checkpoint_every == 0 or leaving:
                 checkpoints.save(state, evaluation)

@@ -9,7 +9,8 @@ import torch
 
 from tests.conftest import relative_error
 from vgg_jax.config import OptimizerConfig
-from vgg_jax.optimizer import make_optimizer, make_schedule
+from vgg_jax.optimizer import make_optimizer, make_plateau, make_schedule
+from vgg_jax.training import TrainState, train_step
 
 STEPS_PER_EPOCH, STEPS = 5, 50
 
@@ -88,3 +89,64 @@ def test_step_epochs_count_from_the_start_with_warm_up_too():
     config = OptimizerConfig(learning_rate=1.0, warmup_epochs=1, schedule="step", step_epochs=(3,), step_factor=0.1)
     rate = make_schedule(config, STEPS_PER_EPOCH, STEPS)
     np.testing.assert_allclose([rate(14), rate(15)], [1.0, 0.1], rtol=1e-6)
+
+
+def test_plateau_divides_the_rate_when_the_accuracy_stops_improving():
+    """Worked out by hand, with patience 2 and at most three reductions: accuracies, and the scale after each."""
+    plateau = make_plateau(OptimizerConfig(schedule="plateau", plateau_patience=2))
+    state = plateau.init(jnp.zeros(()))
+    update = jax.jit(lambda state, value: plateau.update({}, state, value=value)[1])
+    sequence = [
+        *((0.50, 1.0), (0.60, 1.0), (0.60, 1.0), (0.59, 0.1)),  # equal is no improvement: two without
+        *((0.61, 0.1), (0.60, 0.1), (0.62, 0.1), (0.61, 0.1), (0.61, 0.01)),  # an improvement counts from the start
+        *((0.10, 0.01), (0.20, 0.001), (0.20, 0.001), (0.20, 0.001), (0.20, 0.001)),  # not a fourth time
+    ]
+    for accuracy, scale in sequence:
+        state = update(state, 1 - accuracy)
+        assert float(state.scale) == pytest.approx(scale, rel=1e-6)
+    assert make_plateau(OptimizerConfig()) is None
+
+
+def test_a_reduced_rate_is_pytorchs(x64):
+    """Momentum, weight decay and a rate divided by ten after steps 20 and 35: 50 steps beside PyTorch's."""
+    config = OptimizerConfig(learning_rate=0.05, schedule="plateau", plateau_patience=1)
+    optimizer, plateau = make_optimizer(config, make_schedule(config, STEPS_PER_EPOCH, STEPS)), make_plateau(config)
+    random = np.random.default_rng(0)
+    start, targets = random.normal(size=7), random.normal(size=(STEPS, 7))
+    weights = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    reference = torch.optim.SGD([weights], lr=0.05, momentum=0.9, weight_decay=5e-4)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(reference, [20, 35], gamma=0.1)
+    state = TrainState.create(
+        apply_fn=None,
+        **dict(params=jnp.asarray(start), tx=optimizer, batch_stats={}, plateau=plateau.init(jnp.zeros(()))),
+    )
+
+    @jax.jit
+    def advance(state, target, error):
+        gradient = jax.grad(lambda w: ((w - target) ** 2).sum())(state.params)
+        state = state.apply_gradients(grads=gradient)
+        return state.replace(plateau=plateau.update({}, state.plateau, value=error)[1])
+
+    for step, target in enumerate(targets):
+        error = 0.5 if step in (19, 34) else 0.4 - 0.001 * step  # worse, and otherwise always better
+        state = advance(state, target, error)
+        reference.zero_grad()
+        ((weights - torch.from_numpy(target)) ** 2).sum().backward()
+        reference.step()
+        scheduler.step()
+        assert float(0.05 * state.rate_scale) == pytest.approx(reference.param_groups[0]["lr"], rel=1e-6)
+        assert relative_error(state.params, weights.detach().numpy()) < 1e-6  # the scale is float32
+
+
+def test_smoothed_labels_give_pytorchs_loss():
+    logits, labels = np.random.default_rng(0).normal(size=(6, 10)).astype(np.float32), np.arange(6)
+    state = TrainState.create(
+        apply_fn=lambda variables, images, **_: (images * variables["params"]["scale"], {}),
+        **dict(params={"scale": jnp.ones(())}, tx=optax.sgd(0.1), batch_stats={}),
+    )
+    for smoothing in (0.0, 0.1):
+        _, metrics = train_step(state, {"image": logits, "label": labels}, jax.random.key(0), label_smoothing=smoothing)
+        expected = torch.nn.functional.cross_entropy(
+            torch.from_numpy(logits), torch.from_numpy(labels), label_smoothing=smoothing
+        )
+        assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-6)

@@ -117,6 +117,23 @@ def test_scale_crop_draws_the_scale_and_the_place_uniformly():
     assert (first != other_place).any()
 
 
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (333, 500), (257, 331), (224, 224)])
+def test_crops_at_the_edges_stay_within_the_image(height, width, monkeypatch):
+    """The last row and column of every scale, where rounding might pass the edge."""
+    image = np.zeros((height, width, 1), np.uint8)
+
+    class AtTheEnd:
+        def __init__(self, scale):
+            self.scale = scale
+
+        def integers(self, low, high=None):
+            return self.scale if high is not None else low - 1
+
+    for scale in range(224, 513):
+        monkeypatch.setattr(views, "_generator", lambda seed, position: AtTheEnd(position))
+        assert views.scale_crop(image, 224, 224, 512, 0, scale).shape == (224, 224, 1)
+
+
 def test_random_resized_crop_follows_torchvisions_distribution(torchvision):
     """Areas and aspects beside torchvision's own parameters, by the two-sample test of Kolmogorov and Smirnov."""
     import torch

@@ -15,7 +15,7 @@ from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
 
 OPTIMIZERS = ("sgd", "adam")
-SCHEDULES = ("constant", "step", "cosine")
+SCHEDULES = ("constant", "step", "cosine", "plateau")
 TRAIN_VIEWS = ("pad_crop", "random_resized_crop", "scale_crop")
 CORRUPT_IMAGES = ("fail", "skip")
 DTYPES = ("float32", "bfloat16", "float64")
@@ -77,9 +77,13 @@ class OptimizerConfig:
     nesterov: bool = False  # of sgd
     weight_decay: float = 5e-4  # of every parameter
     clip_norm: float = 0.0  # the gradient is scaled down to this global norm; 0: it is not
-    schedule: str = "cosine"  # to zero at the end; step: times `step_factor` at each of `step_epochs`; constant
+    schedule: str = (
+        "cosine"  # to zero at the end; step: times `step_factor` at each of `step_epochs`; constant; plateau
+    )
     step_epochs: tuple[float, ...] = ()
-    step_factor: float = 0.1
+    step_factor: float = 0.1  # of plateau too: whenever `plateau_patience` evaluations have found no better accuracy
+    plateau_patience: int = 5
+    plateau_reductions: int = 3  # at most so many
     warmup_epochs: float = 0.0  # the rate rises linearly from zero
 
 
@@ -93,6 +97,7 @@ class Config:
     batch_size: int = 128  # over all devices
     eval_batch_size: int = 512
     num_epochs: float = 200.0
+    label_smoothing: float = 0.0  # of the training loss: so much of each label is spread over all classes
     seed: int = 0  # of the initialisation, the order, the augmentation and dropout
     init_from: str = ""  # a file of weights, a run's directory or a name of load_pretrained
     init_layers: tuple[str, ...] = ("features",)  # that are taken from it: names of layers, "features", "head"
@@ -207,6 +212,10 @@ def _value_problems(config: Config) -> list[str]:
         ("optimizer.schedule", optimizer.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
         ("optimizer.step_epochs", list(optimizer.step_epochs) == sorted(optimizer.step_epochs), "rising epochs"),
         ("optimizer.step_factor", optimizer.step_factor > 0, "more than 0"),
+        ("optimizer.step_factor", optimizer.schedule != "plateau" or optimizer.step_factor < 1, "below 1 for plateau"),
+        ("optimizer.plateau_patience", optimizer.plateau_patience > 0, "1 or more"),
+        ("optimizer.plateau_reductions", optimizer.plateau_reductions >= 0, "0 or more"),
+        ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
         ("optimizer.warmup_epochs", 0 <= optimizer.warmup_epochs < config.num_epochs, "0 or more, below num_epochs"),
     ]  # fmt: skip
     problems = []

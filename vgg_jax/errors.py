@@ -8,6 +8,11 @@ class UserError(ValueError):
     """A mistake of the user's: its message is the line to print (what was found, what was expected, the remedy)."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line of at most 200 characters; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def report_mistakes(name: str, command: Callable[[], int]) -> int:
     """Runs `command` and returns its exit code: 2 for a UserError, printed to standard error; 130 for Ctrl-C."""
     try:

@@ -1,6 +1,7 @@
 """SGD with momentum and Adam, as PyTorch's, and the schedules of the learning rate."""
 
 import optax
+import optax.contrib
 
 from vgg_jax.config import OptimizerConfig
 
@@ -19,6 +20,23 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, num_steps: int)
     if not warmup:
         return schedule
     return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), schedule], [warmup])
+
+
+def make_plateau(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs | None:
+    """optax's reduction of the rate on a plateau, where the schedule is that.
+
+    Its `value` is the error of an evaluation, its state's `scale` what the rate is multiplied by.
+
+    The paper: "the learning rate was decreased by a factor of 10 when the validation set accuracy stopped improving".
+    """
+    if config.schedule != "plateau":
+        return None
+    return optax.contrib.reduce_on_plateau(
+        factor=config.step_factor,
+        patience=config.plateau_patience,
+        rtol=1e-6,  # any improvement: optax wants it positive
+        min_scale=config.step_factor**config.plateau_reductions,
+    )
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -16,7 +16,7 @@ from absl import logging
 
 from vgg_jax.config import DataConfig
 from vgg_jax.data import preparation, tfrecord
-from vgg_jax.errors import UserError, report_mistakes
+from vgg_jax.errors import UserError, first_line, report_mistakes
 
 
 def prepare(name: str, data_dir: str, manual_dir: str | None = None, from_tfrecord: str | None = None) -> None:
@@ -31,20 +31,21 @@ def prepare(name: str, data_dir: str, manual_dir: str | None = None, from_tfreco
         preparation.prepare(name, data_dir, manual_dir)
     else:
         _prepare_by_tfds(name, data_dir, manual_dir)
+    preparation.open_prepared(name, data_dir)
 
 
 def _prepare_by_tfds(name: str, data_dir: str, manual_dir: str | None) -> None:
     import tensorflow_datasets as tfds
 
-    try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record", try_gcs=False)
-    except tfds.core.DatasetNotFoundError:
-        raise UserError(
-            f"{name} is no data set of TFDS; see https://www.tensorflow.org/datasets/catalog/overview"
-        ) from None
+    builder = preparation.open_builder(name, data_dir, file_format="array_record")
+    if builder.is_prepared():
+        return
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(f"TFDS needs TensorFlow to prepare {name}: pip install tensorflow, or 'vgg_jax[tf]'")
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+    try:
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+    except Exception as error:  # whatever the data set's own code raises
+        raise UserError(f"TFDS cannot prepare {name}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def main() -> int:

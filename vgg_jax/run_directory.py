@@ -61,8 +61,12 @@ def _build(node: Any, tree: dict[str, Any]) -> Any:
     for name, value in tree.items():
         if dataclasses.is_dataclass(types[name]):
             value = _build(types[name], value)
-        fields[name] = tuple(value) if isinstance(value, list) else value
+        fields[name] = _tuples(value)
     return node(**fields)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any], workdir: str) -> None:

@@ -42,9 +42,9 @@ def report(config: DataConfig, split: str, most: int) -> None:
     Raises:
       UserError: where the data set cannot be read.
     """
-    examples = open_split(config, split)
     if most < 1:
         raise UserError(f"--images is {most}; expected 1 or more")
+    examples = open_split(config, split)
     indices = np.unique(np.linspace(0, len(examples) - 1, min(most, len(examples))).astype(int))
     images = (examples.pixels(i)[0] for i in tqdm(indices, unit=" images", disable=None))
     mean, covariance = pixel_statistics(images)

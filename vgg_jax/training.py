@@ -17,11 +17,25 @@ class TrainState(train_state.TrainState):
     """Step, parameters, optimizer state, and batch norm's running statistics (empty without batch norm).
 
     `params` are those that train; `frozen_params`, from the names of other layers to theirs, stay as they are, and
-    have neither gradient nor optimizer state.
+    have neither gradient nor optimizer state. `plateau` is the state of `optimizer.make_plateau`, where there is one.
     """
 
     batch_stats: Any
     frozen_params: Any = struct.field(default_factory=dict)
+    plateau: Any = struct.field(default_factory=dict)
+
+    @property
+    def rate_scale(self) -> Any:
+        """What the schedule's learning rate is multiplied by."""
+        return self.plateau.scale if self.plateau else 1.0
+
+    def apply_gradients(self, *, grads: Any, **fields: Any) -> "TrainState":
+        """The state after a step of the optimizer, and with other values of `fields`."""
+        updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
+        if self.plateau:
+            updates = jax.tree.map(lambda update: self.plateau.scale.astype(update.dtype) * update, updates)
+        params = optax.apply_updates(self.params, updates)
+        return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **fields)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -41,6 +55,7 @@ def create_train_state(
     source: Mapping[str, Any] | None = None,
     source_layers: Collection[str] = ("features",),
     frozen: Collection[str] = (),
+    plateau: optax.GradientTransformationExtraArgs | None = None,
 ) -> TrainState:
     """A state at step 0 with torchvision's initialisation, or with layers of another network.
 
@@ -52,6 +67,7 @@ def create_train_state(
       source: variables of another network, from which `source_layers` are taken, batch norm's statistics too.
       source_layers: names of layers, `features` or `head`, as `VGG.layers_with_parameters` takes them.
       frozen: the layers that stay as they are, named likewise; batch norm there keeps its running statistics.
+      plateau: `optimizer.make_plateau`'s, where the schedule is that.
 
     Raises:
       ValueError: where a layer is unknown, is absent from `source` or has other shapes there, with every mismatch;
@@ -74,6 +90,7 @@ def create_train_state(
         params=params,
         frozen_params={layer: variables["params"][layer] for layer in frozen_layers},
         batch_stats=variables.get("batch_stats", {}),
+        plateau=plateau.init(jnp.zeros((), jnp.float32)) if plateau else {},
         tx=optimizer,
     )
 
@@ -101,6 +118,7 @@ def train_step(
     batch: dict[str, jax.Array],
     key: jax.Array,
     augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda key, images: images,
+    label_smoothing: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of the optimizer on one batch. Pure; jit it with `augment` bound and the state donated.
 
@@ -109,9 +127,11 @@ def train_step(
       batch: `image` (N, H, W, C) and `label` (N,) integers below the number of classes.
       key: the run's key; augmentation and dropout use what is folded from it and the state's step.
       augment: from (key, batch["image"]) to normalised float images.
+      label_smoothing: the part of each label that is spread over all classes, as PyTorch's cross entropy does.
 
     Returns:
-      The state after the step, and the batch's mean `loss` (cross entropy) and `accuracy` before it, as scalars.
+      The state after the step, and the batch's mean `loss` (cross entropy with the smoothed labels) and `accuracy`
+      before it, as scalars.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     images = augment(augment_key, batch["image"])
@@ -125,7 +145,11 @@ def train_step(
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+        if label_smoothing:
+            labels = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
+            loss = optax.softmax_cross_entropy(logits, labels).mean()
+        else:
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
         return loss, (logits, updates.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)

@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 
 from vgg_jax.data.shards import Shard, serialize, write_once
-from vgg_jax.errors import UserError
+from vgg_jax.errors import UserError, first_line
 from vgg_jax.reporting import say
 
 
@@ -103,19 +103,20 @@ def _fetch(name: str, url: str, download_dir: str, manual_dir: str | None, url_i
     import requests
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.util import DownloadError
 
     manual_dir = manual_dir or os.path.join(download_dir, "manual")
     file_name = os.path.basename(url)
     placed = os.path.join(manual_dir, file_name)
     fetched = os.path.join(glob.escape(download_dir), "**", f"*{file_name.partition('.')[0]}*.gz")
-    if not os.path.exists(placed) and not glob.glob(fetched, recursive=True):
+    whole = [path for path in glob.glob(fetched, recursive=True) if ".tmp." not in path]
+    if not os.path.exists(placed) and not whole:
         try:  # TFDS itself tries for minutes
             requests.head(url, timeout=10, allow_redirects=True).raise_for_status()
         except requests.RequestException as error:
-            reason = str(error.args[0] if error.args else error).splitlines()[0]
             raise UserError(
                 f"{name} is not in {os.path.dirname(download_dir)} (set --config.data.data_dir or TFDS_DATA_DIR to "
-                f"where it is), and its archive cannot be fetched: {url}: {reason[:200]}; place the archive "
+                f"where it is), and its archive cannot be fetched: {url}: {first_line(error)}; place the archive "
                 f"as {placed}, and give the same command again"
             ) from None
         say(f"fetching {url}")
@@ -128,6 +129,8 @@ def _fetch(name: str, url: str, download_dir: str, manual_dir: str | None, url_i
     )
     try:
         return os.fspath(manager.download(url))
+    except (requests.RequestException, DownloadError, OSError) as error:
+        raise UserError(f"fetching {url} failed: {first_line(error)}; give the same command again") from None
     except NonMatchingChecksumError as error:
         message = str(error)
         expected, found = re.findall(r"checksum='(\w+)'", message)

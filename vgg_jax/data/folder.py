@@ -12,21 +12,27 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 class FolderRecords(Sequence[dict[str, Any]]):
     """The images of one split, in the order of their paths: `image`, the file's bytes, and `label`."""
 
-    def __init__(self, root: str, split: str) -> None:
-        """Lists the split; the classes are those of all splits together, in the order of their names.
+    def __init__(self, root: str, split: str, train_split: str) -> None:
+        """Lists the split; the classes are those of the training split, in the order of their names.
 
         Raises:
-          UserError: where the split is missing or has no image.
+          UserError: where a split is missing, the split has no image, or a class that the training split has not.
         """
-        splits = _folders(root)
-        if split not in splits:
-            raise UserError(f"{root} has no folder {split!r}; found {', '.join(splits) or 'none'}")
-        self.classes = sorted({name for each in splits for name in _folders(os.path.join(root, each))})
+        splits = _folders(root) if os.path.isdir(root) else []
+        for name in (split, train_split):
+            if name not in splits:
+                raise UserError(f"{root} has no folder {name!r}; found {', '.join(splits) or 'none'}")
+        self.classes = _folders(os.path.join(root, train_split))
+        found = _folders(os.path.join(root, split))
+        if strangers := sorted(set(found) - set(self.classes)):
+            raise UserError(
+                f"{os.path.join(root, split)} has classes that {train_split} has not: {', '.join(strangers)}"
+            )
         self._examples = [
-            (entry, self.classes.index(name))
-            for name in _folders(os.path.join(root, split))
-            for entry in sorted(entry.path for entry in os.scandir(os.path.join(root, split, name)))
-            if entry.lower().endswith(SUFFIXES)
+            (path, self.classes.index(name))
+            for name in found
+            for path in sorted(entry.path for entry in os.scandir(os.path.join(root, split, name)) if entry.is_file())
+            if path.lower().endswith(SUFFIXES)
         ]
         if not self._examples:
             raise UserError(f"{os.path.join(root, split)} has no images; expected CLASS/IMAGE, as {SUFFIXES}")
@@ -36,8 +42,11 @@ class FolderRecords(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: Any) -> Any:
         path, label = self._examples[index]
-        with open(path, "rb") as file:
-            return {"image": file.read(), "label": label}
+        try:
+            with open(path, "rb") as file:
+                return {"image": file.read(), "label": label}
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
     def locate(self, index: int) -> str:
         """The path of an image."""

@@ -5,9 +5,10 @@ Source: O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challeng
 
 import io
 import os
+import re
 import tarfile
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import PIL.Image
 
@@ -17,13 +18,14 @@ from vgg_jax.errors import UserError
 NAME = "imagenet2012"
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 VALIDATION_LABELS = "datasets/imagenet2012/validation_labels.txt"  # of TFDS, in the order of the images' names
-VALIDATION_SHARD = 1000  # images
+CLASSES_PER_SHARD = 10  # a reader keeps each shard open, and systems allow a process few hundred files
+VALIDATION_SHARD = 5000  # images
 
 
 def prepare(data_dir: str, manual_dir: str | None = None) -> None:
     """Writes `data_dir`/imagenet2012/5.1.0 once, in array_record format; does nothing where it is.
 
-    The archives are streamed, never unpacked: a shard for each class and for each thousand validation images. Images
+    The archives are streamed, never unpacked: a shard for ten classes, or 5,000 validation images. Images
     are stored as they are, but for those that are not JPEGs of one or three channels, which become RGB JPEGs: in the
     authors' archives 22 in CMYK and a PNG.
 
@@ -60,50 +62,59 @@ def prepare(data_dir: str, manual_dir: str | None = None) -> None:
                 f"missing {', '.join(absent[:5]) or 'none'}, unknown {', '.join(strange[:5]) or 'none'}"
             )
         images = sorted(_members(validation_path), key=lambda member: member.name)
-        if len(images) > len(labels):
-            raise UserError(f"{validation_path} has {len(images)} images; expected at most {len(labels)}")
-        label_of = dict(zip((member.name for member in images), labels, strict=False))
 
-        def train_examples(synset: str) -> Iterator[dict[str, Any]]:
-            with tarfile.open(train_path, "r:") as tar, tarfile.open(fileobj=tar.extractfile(classes[synset])) as inner:
-                for member in inner:
-                    yield _example(inner, member, synset)
+        def train_examples(chosen: list[str]) -> Iterator[dict[str, Any]]:
+            with tarfile.open(train_path, "r:") as tar:
+                for synset in chosen:
+                    file = tar.extractfile(classes[synset])
+                    assert file is not None  # for a file
+                    for member in _members(f"{train_path}, {synset}.tar", file):
+                        file.seek(member.offset_data)
+                        yield _example(file.read(member.size), member.name, synset)
 
-        def validation_examples(first: int) -> Iterator[dict[str, Any]]:
-            with tarfile.open(validation_path, "r:") as tar:
-                for member in images[first : first + VALIDATION_SHARD]:
-                    yield _example(tar, member, label_of[member.name])
+        def validation_examples(chosen: list[tarfile.TarInfo]) -> Iterator[dict[str, Any]]:
+            with open(validation_path, "rb") as file:
+                for member in chosen:
+                    number = re.fullmatch(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG", member.name)
+                    if number is None or not 1 <= int(number[1]) <= len(labels):
+                        raise UserError(
+                            f"{validation_path} has {member.name}; expected ILSVRC2012_val_00000001.JPEG up to "
+                            f"ILSVRC2012_val_{len(labels):08d}.JPEG"
+                        )
+                    file.seek(member.offset_data)
+                    yield _example(file.read(member.size), member.name, labels[int(number[1]) - 1])
 
-        train = [
-            Shard("train", lambda synset=synset: serialize(builder.info, train_examples(synset)))  # type: ignore[misc]
-            for synset in synsets
+        def shards(split: str, examples: Any, items: list[Any], size: int) -> list[Shard]:
+            parts = [items[i : i + size] for i in range(0, len(items), size)]
+            return [Shard(split, lambda part=part: serialize(builder.info, examples(part))) for part in parts]  # type: ignore[misc]
+
+        return builder.info, [
+            *shards("train", train_examples, synsets, CLASSES_PER_SHARD),
+            *shards("validation", validation_examples, images, VALIDATION_SHARD),
         ]
-        validation = [
-            Shard("validation", lambda first=first: serialize(builder.info, validation_examples(first)))  # type: ignore[misc]
-            for first in range(0, len(images), VALIDATION_SHARD)
-        ]
-        return builder.info, train + validation
 
     write_once(str(builder.data_dir), contents)
 
 
-def _members(path: str) -> list[tarfile.TarInfo]:
-    """The files of an archive, found by their headers alone."""
+def _members(name: str, file: IO[bytes] | None = None) -> list[tarfile.TarInfo]:
+    """The files of the archive at the path `name`, or of that name in `file`, found by their headers alone."""
+    if file is None:
+        with open(name, "rb") as opened:
+            return _members(name, opened)
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             members = [member for member in tar if member.isfile()]
             end = tar.offset
     except tarfile.TarError as error:
-        raise UserError(f"{path} is not a whole tar archive: {error}; fetch it again") from None
-    if end >= os.path.getsize(path):  # tarfile takes any end between two files for the end
-        raise UserError(f"{path} is cut short: it has no end-of-archive mark; fetch it again")
+        raise UserError(f"{name} is not a whole tar archive: {error}; fetch it again") from None
+    file.seek(end)  # where tarfile has stopped, be it the file's end or a header that is none
+    if file.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
+        raise UserError(f"{name} is damaged or cut short at byte {end}: no end-of-archive mark; fetch it again")
     return members
 
 
-def _example(tar: tarfile.TarFile, member: tarfile.TarInfo, synset: str) -> dict[str, Any]:
-    file = tar.extractfile(member)
-    assert file is not None  # for a file
-    return {"image": _repaired(file.read(), member.name), "label": synset, "file_name": member.name}
+def _example(data: bytes, name: str, synset: str) -> dict[str, Any]:
+    return {"image": _repaired(data, name), "label": synset, "file_name": name}
 
 
 def _repaired(data: bytes, name: str) -> io.BytesIO:

@@ -22,7 +22,7 @@ Example = dict[str, Any]  # the same of one example, or of a part of a batch on 
 
 RESIDENT_BYTES = 2**31  # a split up to this size lives on each device whole
 BATCHES_AHEAD = 2
-MOST_CORRUPT = 100  # images that may be skipped
+MOST_CORRUPT = 100  # images that each process may skip
 
 
 class Loader:
@@ -41,7 +41,6 @@ class Loader:
         """
         self.split = split
         self._corrupt: set[int] = set()
-        self._read_options = grain.ReadOptions(num_threads=split.config.num_threads, prefetch_buffer_size=256)
         self._sharding = NamedSharding(mesh, P("data"))
         if resident is None:
             resident = not split.random_views and len(split) * split.view_bytes <= RESIDENT_BYTES
@@ -123,8 +122,10 @@ class Loader:
         return jax.tree.map(place, arrays)
 
     def _read(self, example: Callable[[int], Example], positions: Sequence[int], batch_size: int) -> Generator[Example]:
-        dataset = grain.MapDataset.source(positions).map(example).batch(batch_size)
-        batches = iter(dataset.to_iter_dataset(self._read_options))
+        """Batches of the examples at these positions; the threads are ahead by two batches of examples at most."""
+        threads = self.split.config.num_threads
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * batch_size, threads))
+        batches = iter(grain.MapDataset.source(positions).map(example).to_iter_dataset(options).batch(batch_size))
         try:
             yield from batches
         finally:
@@ -163,10 +164,9 @@ class Loader:
         if index not in self._corrupt:
             self._corrupt.add(index)
             say(f"skipped, the {len(self._corrupt)}. corrupt image: {error}")
-        if len(self._corrupt) > min(MOST_CORRUPT, len(self.split) - 1):
-            raise UserError(
-                f"{self.split.name} has more than {MOST_CORRUPT} corrupt images, of which the last: {error}"
-            )
+        most = min(MOST_CORRUPT, len(self.split) - 1)
+        if len(self._corrupt) > most:
+            raise UserError(f"{self.split.name} has more than {most} corrupt images; replace them; the last: {error}")
 
 
 def _take(data: Batch, indices: jax.Array, counts: jax.Array) -> Batch:

@@ -1,5 +1,6 @@
 """Writing a TFDS data set in array_record format, without TensorFlow: shard by shard, and whole or not at all."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from vgg_jax.errors import UserError
+from vgg_jax.errors import UserError, first_line
 from vgg_jax.reporting import say
 
 SECONDS_BETWEEN_LINES = 30  # where there is no terminal
@@ -36,39 +37,50 @@ def write_once(target: str, contents: Callable[[], tuple[Any, Sequence[Shard]]])
     Raises:
       UserError: where `target` cannot be written.
     """
+    target = os.path.abspath(target)
     if os.path.isdir(target):
         return
     parent, version = os.path.split(target)
-    try:
+    with _writing(target):
         os.makedirs(parent, exist_ok=True)
-        with _alone(os.path.join(parent, f".{version}.lock"), target):
-            if not os.path.isdir(target):
-                staging = os.path.join(parent, f".{version}.preparing")
-                os.makedirs(staging, exist_ok=True)
-                _write(*contents(), staging)
-                os.rename(staging, target)
-    except OSError as error:
+        lock = _acquire(os.path.join(parent, f".{version}.lock"), target)
+    with lock:
+        if os.path.isdir(target):
+            return
+        staging = os.path.join(parent, f".{version}.preparing")
+        with _writing(target):
+            os.makedirs(staging, exist_ok=True)
+        _write(*contents(), staging, target)
+        with _writing(target):
+            os.rename(staging, target)
+
+
+@contextlib.contextmanager
+def _writing(target: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # array_record raises the latter
         raise UserError(
-            f"cannot write {target}: {error}; choose another place with --config.data.data_dir (or TFDS_DATA_DIR)"
+            f"cannot write {target}: {first_line(error)}; make room, or choose another place with "
+            "--config.data.data_dir (or TFDS_DATA_DIR)"
         ) from None
 
 
-def _alone(path: str, target: str) -> FileLock:
+def _acquire(path: str, target: str) -> contextlib.AbstractContextManager:
     lock = FileLock(path)  # the system releases it when its holder dies
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         say(f"another process prepares {target}: waiting for it")
-        lock.acquire()
-    return lock
+        return lock.acquire()
 
 
-def _write(info: Any, shards: Sequence[Shard], staging: str) -> None:
+def _write(info: Any, shards: Sequence[Shard], staging: str, target: str) -> None:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.naming import ShardedFileTemplate
 
     splits = []
-    expected = set()
+    expected: set[str] = set()
     progress = tqdm(total=len(shards), desc=f"preparing {info.name}", unit=" shards", disable=None)
     last_line = time.monotonic()
     for name in dict.fromkeys(shard.split for shard in shards):
@@ -76,13 +88,13 @@ def _write(info: Any, shards: Sequence[Shard], staging: str) -> None:
             dataset_name=info.name, data_dir=staging, split=name, filetype_suffix="array_record"
         )
         of_split = [shard for shard in shards if shard.split == name]
-        paths = [os.fspath(path) for path in template.sharded_filepaths(len(of_split))]
-        expected.update(paths)
+        paths = [os.path.join(staging, path.name) for path in template.sharded_filepaths(len(of_split))]
+        expected.update(map(os.path.basename, paths))
         lengths = []
         for shard, path in zip(of_split, paths, strict=True):
             if not os.path.exists(path):
-                _write_shard(path, shard.records())
-            lengths.append(count_records(path))
+                _write_shard(path, shard.records(), target)
+            lengths.append(_count_records(path))
             progress.update()
             if progress.disable and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
                 last_line = time.monotonic()
@@ -90,28 +102,34 @@ def _write(info: Any, shards: Sequence[Shard], staging: str) -> None:
         num_bytes = sum(os.path.getsize(path) for path in paths)
         splits.append(tfds.core.SplitInfo(name, lengths, num_bytes, filename_template=template))
     progress.close()
-    for leftover in {entry.path for entry in os.scandir(staging)} - expected:  # of other shards, and unfinished ones
-        os.remove(leftover)
-    info.set_file_format("array_record", override=True)  # of what TFDS would write
-    info.set_splits(tfds.core.splits.SplitDict(splits))
-    info.write_to_directory(staging)
+    with _writing(target):
+        for leftover in set(os.listdir(staging)) - expected:  # of other shards, and unfinished ones
+            os.remove(os.path.join(staging, leftover))
+        info.set_file_format("array_record", override=True)  # of what TFDS would write
+        info.set_splits(tfds.core.splits.SplitDict(splits))
+        info.write_to_directory(staging)
 
 
-def _write_shard(path: str, records: Iterable[bytes]) -> None:
+def _write_shard(path: str, records: Iterable[bytes], target: str) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     unfinished = path + ".unfinished"
-    writer = ArrayRecordWriter(unfinished, "group_size:1")
-    for record in records:
-        writer.write(record)
-    writer.close()
-    with open(unfinished, "rb") as file:
-        os.fsync(file.fileno())
-    os.rename(unfinished, path)
+    with _writing(target):
+        writer = ArrayRecordWriter(unfinished, "group_size:1")
+    try:
+        for record in records:
+            with _writing(target):
+                writer.write(record)
+    except OSError as error:
+        raise UserError(f"cannot read what {os.path.basename(path)} is made of: {error}") from None
+    with _writing(target):
+        writer.close()
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
+        os.rename(unfinished, path)
 
 
-def count_records(path: str) -> int:
-    """The number of records of an array_record file; raises what `array_record` does where it is none."""
+def _count_records(path: str) -> int:
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(path)

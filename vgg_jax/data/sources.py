@@ -15,7 +15,7 @@ from vgg_jax.config import Config, DataConfig
 from vgg_jax.data import preparation, views
 from vgg_jax.data.folder import FolderRecords
 from vgg_jax.data.order import permutation
-from vgg_jax.errors import UserError
+from vgg_jax.errors import UserError, first_line
 
 
 class CorruptImageError(UserError):
@@ -86,6 +86,11 @@ class Split:
             return views.scale_crop(pixels, size, smallest, largest, seed, position), label
         return views.random_resized_crop(pixels, size, seed, position), label
 
+    def image(self, index: int) -> tuple[PIL.Image.Image, np.int32]:
+        """The same as `pixels`, as a PIL image, without what a file says besides."""
+        pixels, label = self.pixels(index)
+        return PIL.Image.fromarray(pixels[..., 0] if self.channels == 1 else pixels), label
+
     def pixels(self, index: int) -> tuple[np.ndarray, np.int32]:
         """The whole image, (H, W, C) uint8, and its label; raises as `test_view`."""
         data, label = self._read(index)
@@ -112,10 +117,11 @@ class Split:
             yield
         except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
             record = self.records[int(index)]
-            name = record.get("file_name", record.get("id", b"")).decode()
+            name = record.get("file_name", record.get("id", ""))
+            name = name.decode() if isinstance(name, bytes) else name
             raise CorruptImageError(
                 f"{self.name}, example {index}{name and f' ({name})'}, {self.records.locate(index)}: "
-                f"the image cannot be decoded: {str(error).splitlines()[0][:100]}"
+                f"the image cannot be decoded: {first_line(error)}"
             ) from None
 
 
@@ -153,25 +159,29 @@ def open_split(config: DataConfig, split: str) -> Split:
     Raises:
       UserError: where the data set or the split is missing, empty, or not in array_record format.
     """
-    directory = os.path.expanduser(config.dataset)
-    if os.path.isdir(directory) and not os.path.exists(os.path.join(directory, "dataset_info.json")):
-        folder = FolderRecords(directory, split)
+    directory, data_dir = os.path.expanduser(config.dataset), os.path.expanduser(config.data_dir)
+    if preparation.is_directory(config.dataset) and not os.path.exists(os.path.join(directory, "dataset_info.json")):
+        folder = FolderRecords(directory, split, config.train_split)
         return Split(f"{config.dataset}/{split}", folder, len(folder.classes), 3, config)
 
     import tensorflow_datasets as tfds
 
-    builder = _open_builder(config)
+    if config.dataset in preparation.NAMES:
+        preparation.prepare(config.dataset, data_dir)
+    builder = preparation.open_prepared(config.dataset, data_dir)
     splits = builder.info.splits
     try:
-        empty = not splits[split].num_examples
+        empty = splits[split].num_examples <= 0
     except (KeyError, ValueError):  # no such split, or part of one
         empty = True
     if empty:
         found = ", ".join(f"{name} ({s.num_examples})" for name, s in splits.items())
         raise UserError(f"split {split!r} of {builder.info.full_name} is missing or empty; found {found}")
     features = builder.info.features
-    if "image" not in features or "label" not in features:
-        raise UserError(f"{builder.info.full_name} has {', '.join(features)}; expected an image and a label")
+    if "image" not in features or "label" not in features or not getattr(features["label"], "num_classes", None):
+        raise UserError(
+            f"{builder.info.full_name} has {', '.join(features)}; expected an image, and a label of classes"
+        )
     source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     return Split(
         name=f"{config.dataset}/{split}",
@@ -180,36 +190,6 @@ def open_split(config: DataConfig, split: str) -> Split:
         channels=features["image"].shape[-1],
         config=config,
     )
-
-
-def _open_builder(config: DataConfig) -> Any:
-    import tensorflow_datasets as tfds
-
-    data_dir, directory = os.path.expanduser(config.data_dir), os.path.expanduser(config.dataset)
-    if config.dataset in preparation.NAMES:
-        preparation.prepare(config.dataset, data_dir)
-    try:
-        if os.path.isdir(directory):
-            builder = tfds.builder_from_directory(directory)
-        else:
-            builder = tfds.builder(config.dataset, data_dir=data_dir, try_gcs=False)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"config.data.dataset is {config.dataset!r}, which is neither in {data_dir} nor known to TFDS: {reason}"
-        ) from None
-    if not builder.is_prepared():
-        raise UserError(
-            f"{builder.info.full_name} is not in {builder.data_dir}: set --config.data.data_dir (or TFDS_DATA_DIR) to "
-            f"where it is, or prepare it: python -m vgg_jax.prepare {config.dataset} --data-dir {data_dir}"
-        )
-    file_format = builder.info.file_format.value
-    if file_format != "array_record":
-        raise UserError(
-            f"{builder.data_dir} is in {file_format} format; expected array_record: python -m vgg_jax.prepare "
-            f"{config.dataset} --from-tfrecord {data_dir} --data-dir DIR rewrites it in another directory"
-        )
-    return builder
 
 
 class _ArrayRecords:
@@ -227,7 +207,7 @@ class _ArrayRecords:
             return self._source[index]
         except Exception as error:  # array_record raises several kinds, and TFDS others for bytes that are no example
             raise UserError(
-                f"{self.locate(index)} cannot be read, the file is damaged: {str(error).splitlines()[0][:200]}; "
+                f"{self.locate(index)} cannot be read, the file is damaged: {first_line(error)}; "
                 "prepare the data set again, or take the file from another copy"
             ) from None
 

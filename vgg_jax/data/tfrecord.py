@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+from vgg_jax.data.preparation import open_builder
 from vgg_jax.data.shards import Shard, write_once
 from vgg_jax.errors import UserError
 
@@ -21,11 +22,11 @@ def convert(name: str, source_dir: str, data_dir: str) -> None:
     """
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder(name, data_dir=source_dir, try_gcs=False)
+    builder = open_builder(name, source_dir)
     file_format = builder.info.file_format.value if builder.is_prepared() else "none"
     if file_format != "tfrecord":
         raise UserError(f"{builder.data_dir} has data in the format {file_format}; expected tfrecord")
-    target = os.path.join(data_dir, os.path.relpath(builder.data_dir, source_dir))
+    target = os.path.join(data_dir, os.path.relpath(os.path.realpath(builder.data_dir), os.path.realpath(source_dir)))
     if os.path.realpath(target) == os.path.realpath(builder.data_dir):
         raise UserError(f"--data-dir is {data_dir}, where the TFRecord data are; expected another directory")
 

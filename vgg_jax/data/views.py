@@ -26,7 +26,7 @@ def to_mode(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
 
 
 def upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The image turned as its EXIF data say. torchvision does not, and data sets are read as torchvision reads them."""
+    """The image turned as its EXIF data say. torchvision does not do that, and so data sets are not turned either."""
     return PIL.ImageOps.exif_transpose(image)
 
 
@@ -69,7 +69,14 @@ def scale_crop(pixels: np.ndarray, size: int, smallest: int, largest: int, seed:
     scaled_width, scaled_height = _scaled((width, height), int(random.integers(smallest, largest + 1)))
     left, top = int(random.integers(scaled_width - size + 1)), int(random.integers(scaled_height - size + 1))
     across, down = width / scaled_width, height / scaled_height
-    return _resize_part(pixels, (left * across, top * down, size * across, size * down), size)
+    start, above = left * across, top * down
+    part = (
+        start,
+        above,
+        min(size * across, width - start),
+        min(size * down, height - above),
+    )  # rounding may pass the edge
+    return _resize_part(pixels, part, size)
 
 
 def random_resized_crop(pixels: np.ndarray, size: int, seed: int, position: int) -> np.ndarray:
