@@ -278,6 +278,14 @@ def test_imagenet_is_streamed_as_random_resized_crops(tmp_path):
     assert [batch["weight"].tolist() for batch in evaluation] == [[1, 1, 1], [1, 1, 0]]
 
 
+def test_the_same_image_is_cropped_anew_in_each_epoch(tmp_path):
+    """Here an epoch is one image, always in the same row of its batch."""
+    write_photographs(tmp_path, map(JPEG, photographs(1)))
+    config = photographs_config(tmp_path, train_view="random_resized_crop")
+    images = [b["image"] for b in to_numpy(Loader(open_split(config, "train"), mesh()).train_batches(0, 1, range(5)))]
+    assert len(np.unique(np.stack(images), axis=0)) == 5
+
+
 # --- images that cannot be used, and files that are damaged
 
 

@@ -247,6 +247,7 @@ def test_the_papers_figures_stand_beside_its_networks_only():
         result("D with batch norm", "dense"),
         result("D", "dense", "300"),
         result("D", "dense", data="imagenette/validation"),
+        result("D", "dense", data="imagenet2012/validation[:100]"),
         result("D", "dense", classes=10),
     ):
         assert evaluate.published(other) == ""

@@ -169,7 +169,7 @@ def table(results: Sequence[tuple[Result, str]]) -> str:
 
 def published(result: Result) -> str:
     """The paper's figure for the same network, training and protocol on ImageNet's validation images, or ""."""
-    if not result.data.startswith("imagenet2012/validation") or result.posteriors.shape[1] != 1000:
+    if result.data != "imagenet2012/validation" or result.posteriors.shape[1] != 1000:
         return ""
     figures = {
         "dense": paper.SINGLE_SCALE,
@@ -259,15 +259,19 @@ def evaluate_network(options: argparse.Namespace) -> list[tuple[Result, str]]:
 def draw_confusion(result: Result, path: str) -> None:
     """Draws which classes are taken for which, and the ten with the most errors, as a picture at `path`."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     matrix = confusion_matrix(result.posteriors, result.labels)
     counts = matrix.sum(1)
+    (present,) = np.nonzero(counts)
     errors = 1 - matrix.diagonal() / np.maximum(counts, 1)
-    worst = np.argsort(-np.where(counts > 0, errors, -1), kind="stable")[: min(10, len(matrix))][::-1]
+    worst = present[np.argsort(-errors[present], kind="stable")][:10][::-1]  # the worst at the top
     figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     shown = left.imshow(matrix / np.maximum(counts, 1)[:, None], vmin=0, vmax=1, cmap="viridis")
     left.set(xlabel="predicted class", ylabel="true class", title=f"{result.network}, {result.protocol}")
+    for axis in (left.xaxis, left.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(shown, ax=left, label="share of the true class")
     right.barh([str(i) for i in worst], 100 * errors[worst])
     right.set(xlabel="top-1 error, %", ylabel="class", title="the classes with the most errors", xlim=(0, 100))

@@ -168,7 +168,10 @@ def open_split(config: DataConfig, split: str) -> Split:
 
     if config.dataset in preparation.NAMES:
         preparation.prepare(config.dataset, data_dir)
-    builder = preparation.open_prepared(config.dataset, data_dir)
+    try:
+        builder = preparation.open_prepared(config.dataset, data_dir)
+    except UserError as error:
+        raise UserError(f"config.data.dataset is {config.dataset!r}: {error}") from None
     splits = builder.info.splits
     try:
         empty = splits[split].num_examples <= 0
