@@ -239,8 +239,10 @@ def test_each_image_has_its_own_posteriors(imagenet, tmp_path, monkeypatch, caps
 
 
 def test_the_papers_figures_stand_beside_its_networks_only():
-    def result(network, protocol, train_scale="256-512", data="imagenet2012/validation", classes=1000):
-        return evaluate.Result(np.ones((2, classes)), np.zeros(2, int), network, protocol, train_scale, (384,), data)
+    def result(network, protocol, train_scale="256-512", data="imagenet2012/validation", classes=1000, scales=None):
+        single, multi = paper.TEST_SCALES.get(train_scale, (300, (300,)))
+        scales = scales or ((single,) if protocol == "dense" else multi)
+        return evaluate.Result(np.ones((2, classes)), np.zeros(2, int), network, protocol, train_scale, scales, data)
 
     assert evaluate.published(result("D", "dense")) == "25.6/8.1"
     assert evaluate.published(result("E", "multi_scale", "256")) == "26.9/8.7"
@@ -253,6 +255,8 @@ def test_the_papers_figures_stand_beside_its_networks_only():
         result("D", "dense", data="imagenette/validation"),
         result("D", "dense", data="imagenet2012/validation[:100]"),
         result("D", "dense", classes=10),
+        result("D", "dense", scales=(256,)),
+        result("D", "multi_scale", scales=(384,)),
     ):
         assert evaluate.published(other) == ""
     assert evaluate.column(VGG(16, conv1x1=True)) == "C"

@@ -77,9 +77,7 @@ class OptimizerConfig:
     nesterov: bool = False  # of sgd
     weight_decay: float = 5e-4  # of every parameter
     clip_norm: float = 0.0  # the gradient is scaled down to this global norm; 0: it is not
-    schedule: str = (
-        "cosine"  # to zero at the end; step: times `step_factor` at each of `step_epochs`; constant; plateau
-    )
+    schedule: str = "cosine"  # to zero; step: times `step_factor` at each of `step_epochs`; plateau; constant
     step_epochs: tuple[float, ...] = ()
     step_factor: float = 0.1  # of plateau too: whenever `plateau_patience` evaluations have found no better accuracy
     plateau_patience: int = 5

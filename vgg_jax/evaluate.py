@@ -18,14 +18,12 @@ import functools
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
 from vgg_jax import paper
 from vgg_jax.config import DataConfig
@@ -43,11 +41,10 @@ from vgg_jax.evaluation import (
 from vgg_jax.model import VGG
 from vgg_jax.preprocess import Preprocessing
 from vgg_jax.pretrained import load_for_images
-from vgg_jax.reporting import say
+from vgg_jax.reporting import progress, say
 from vgg_jax.run_directory import read_config
 
 PROTOCOLS = ("centre_crop", "dense", "multi_scale", "multi_crop", "dense+multi_crop")
-SECONDS_BETWEEN_LINES = 30  # where there is no terminal
 
 
 @dataclasses.dataclass
@@ -108,7 +105,7 @@ def posteriors(
     views = {"centre_crop": centre_posteriors, "dense": dense_posteriors, "multi_crop": crop_posteriors}
     function = jax.jit(functools.partial(views[view], model))
     waiting: dict[tuple[int, ...], dict[int, np.ndarray]] = collections.defaultdict(dict)
-    for i in _progress(len(split), f"{view}, {scale}"):
+    for i in progress(range(len(split)), f"{view}, {scale}", "images"):
         image, labels[i] = split.image(i)
         array = prepare(image) if view == "centre_crop" else prepare.uncropped(image, scale)
         if view == "multi_crop":
@@ -123,17 +120,6 @@ def posteriors(
         for i, array in same.items():
             result[i] = function(variables, array[None])[0]
     return result, labels
-
-
-def _progress(total: int, description: str) -> Iterator[int]:
-    last_line = time.monotonic()
-    with tqdm(total=total, desc=description, unit=" images", disable=None) as bar:
-        for i in range(total):
-            yield i
-            bar.update()
-            if bar.disable and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
-                last_line = time.monotonic()
-                say(f"{description}: {i + 1} of {total} images")
 
 
 def column(model: VGG) -> str:
@@ -168,8 +154,11 @@ def table(results: Sequence[tuple[Result, str]]) -> str:
 
 
 def published(result: Result) -> str:
-    """The paper's figure for the same network, training and protocol on ImageNet's validation images, or ""."""
+    """The paper's figure for the same network, scales and protocol on all of ImageNet's validation images, or ""."""
     if result.data != "imagenet2012/validation" or result.posteriors.shape[1] != 1000:
+        return ""
+    single, multi = paper.TEST_SCALES.get(result.train_scale, (0, ()))
+    if result.test_scales != ((single,) if result.protocol == "dense" else multi):
         return ""
     figures = {
         "dense": paper.SINGLE_SCALE,
@@ -199,7 +188,7 @@ def fused(paths: Sequence[str]) -> tuple[Result, str]:
         first, posteriors=fuse([result.posteriors for result in results]), network=network, protocol=protocols
     )
     jittered = {(result.network, result.train_scale) for result in results} == {("D", "256-512"), ("E", "256-512")}
-    return joined, paper.FUSION.get(protocols, "") if published(first) and jittered else ""
+    return joined, paper.FUSION.get(protocols, "") if all(map(published, results)) and jittered else ""
 
 
 def evaluate_network(options: argparse.Namespace) -> list[tuple[Result, str]]:

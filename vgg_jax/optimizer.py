@@ -27,7 +27,7 @@ def make_plateau(config: OptimizerConfig) -> optax.GradientTransformationExtraAr
 
     Its `value` is the error of an evaluation, its state's `scale` what the rate is multiplied by.
 
-    The paper: "the learning rate was decreased by a factor of 10 when the validation set accuracy stopped improving".
+    The paper decreases it by a factor of 10 when the accuracy on the validation set stops improving.
     """
     if config.schedule != "plateau":
         return None

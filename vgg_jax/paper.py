@@ -3,6 +3,11 @@
 Keys are the column and the training scale: 256, 384, or "256-512" for scale jitter.
 """
 
+TEST_SCALES = {  # Q by S: of single-scale and of multi-scale evaluation
+    "256": (256, (224, 256, 288)),
+    "384": (384, (352, 384, 416)),
+    "256-512": (384, (256, 384, 512)),
+}
 SINGLE_SCALE = {  # Table 3: Q = S, or 384 for jitter
     ("A", "256"): "29.6/10.4",
     ("A-LRN", "256"): "29.7/10.5",

@@ -4,9 +4,12 @@ import json
 import os
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+Item = TypeVar("Item")
 
 
 class Reporter:
@@ -65,6 +68,18 @@ class Reporter:
             self._bar.update(step - self._bar.n)
         else:
             self._bar.write(f"epoch {epoch:.2f}  {numbers}")
+
+
+def progress(items: Sequence[Item], description: str, unit: str) -> Iterator[Item]:
+    """The items, with a progress bar on a terminal, and elsewhere a plain line every half minute."""
+    last_line = time.monotonic()
+    with tqdm(total=len(items), desc=description, unit=f" {unit}", disable=None) as bar:
+        for i, item in enumerate(items, 1):
+            yield item
+            bar.update()
+            if bar.disable and time.monotonic() - last_line > 30:
+                last_line = time.monotonic()
+                say(f"{description}: {i} of {len(items)} {unit}")
 
 
 def say(line: str) -> None:

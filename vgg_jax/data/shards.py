@@ -2,18 +2,14 @@
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from vgg_jax.errors import UserError, first_line
-from vgg_jax.reporting import say
-
-SECONDS_BETWEEN_LINES = 30  # where there is no terminal
+from vgg_jax.reporting import progress, say
 
 
 @dataclass(frozen=True)
@@ -79,29 +75,31 @@ def _write(info: Any, shards: Sequence[Shard], staging: str, target: str) -> Non
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.naming import ShardedFileTemplate
 
-    splits = []
-    expected: set[str] = set()
-    progress = tqdm(total=len(shards), desc=f"preparing {info.name}", unit=" shards", disable=None)
-    last_line = time.monotonic()
-    for name in dict.fromkeys(shard.split for shard in shards):
-        template = ShardedFileTemplate(
-            dataset_name=info.name, data_dir=staging, split=name, filetype_suffix="array_record"
+    by_split: dict[str, list[Shard]] = {}
+    for shard in shards:
+        by_split.setdefault(shard.split, []).append(shard)
+    templates = {
+        name: ShardedFileTemplate(dataset_name=info.name, data_dir=staging, split=name, filetype_suffix="array_record")
+        for name in by_split
+    }
+    paths = {
+        name: [os.path.join(staging, path.name) for path in templates[name].sharded_filepaths(len(of_split))]
+        for name, of_split in by_split.items()
+    }
+    jobs = [job for name, of_split in by_split.items() for job in zip(of_split, paths[name], strict=True)]
+    for shard, path in progress(jobs, f"preparing {info.name}", "shards"):
+        if not os.path.exists(path):
+            _write_shard(path, shard.records(), target)
+    splits = [
+        tfds.core.SplitInfo(
+            name,
+            [_count_records(path) for path in of_split],
+            sum(os.path.getsize(path) for path in of_split),
+            filename_template=templates[name],
         )
-        of_split = [shard for shard in shards if shard.split == name]
-        paths = [os.path.join(staging, path.name) for path in template.sharded_filepaths(len(of_split))]
-        expected.update(map(os.path.basename, paths))
-        lengths = []
-        for shard, path in zip(of_split, paths, strict=True):
-            if not os.path.exists(path):
-                _write_shard(path, shard.records(), target)
-            lengths.append(_count_records(path))
-            progress.update()
-            if progress.disable and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
-                last_line = time.monotonic()
-                say(f"preparing {info.name}: {progress.n} of {len(shards)} shards")
-        num_bytes = sum(os.path.getsize(path) for path in paths)
-        splits.append(tfds.core.SplitInfo(name, lengths, num_bytes, filename_template=template))
-    progress.close()
+        for name, of_split in paths.items()
+    ]
+    expected = {os.path.basename(path) for _, path in jobs}
     with _writing(target):
         for leftover in set(os.listdir(staging)) - expected:  # of other shards, and unfinished ones
             os.remove(os.path.join(staging, leftover))
