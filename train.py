@@ -2,21 +2,22 @@
 
 Writes to the run's directory (by default runs/NAME for configs/NAME.py): config.json, metrics.jsonl, TensorBoard
 events, curves.png and checkpoints/. The same command again goes on where the last checkpoint is. SIGINT and SIGTERM
-save and leave with exit code 130 and 143; a mistake in the command gives one line and exit code 2.
+save and leave with exit code 130 and 143; a mistake in the command gives one line and exit code 2. On several machines
+the command runs once for each of them, or for each of their devices: with --distributed where JAX finds the others by
+itself (Slurm, Kubernetes, MPI, Cloud TPU), else with --coordinator HOST:PORT, --num_processes and --process_id.
 """
 
 import contextlib
 import functools
+import itertools
 import os
 import re
-import signal
 import sys
-from types import FrameType
 
 import jax
 import numpy as np
 from absl import flags, logging
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
@@ -28,34 +29,40 @@ from vgg_jax.data.sources import check_config, open_splits
 from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.evaluation import evaluate
 from vgg_jax.optimizer import make_optimizer, make_plateau, make_schedule
-from vgg_jax.reporting import Reporter, say
+from vgg_jax.parallel import make_mesh, state_shardings, with_sharded_head
+from vgg_jax.processes import StopSignals, check_alone, joined
+from vgg_jax.reporting import NoReporter, Reporter, say
 from vgg_jax.run_directory import open_run
-from vgg_jax.training import create_train_state, eval_step, train_step
+from vgg_jax.training import create_train_state, eval_step, step_memory, train_step
 from vgg_jax.transfer import source_variables
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: a file of configs/")
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory; by default runs/NAME for configs/NAME.py")
 SUMMARY = flags.DEFINE_bool("summary", False, "print the table of the network's layers before training")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "this is one of several processes, which JAX finds by itself")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many there are", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this is, from 0", lower_bound=0)
 
 
 def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> int:
     """Trains as `config` says, or goes on with the run in `workdir`; returns the exit code."""
     jax.config.update("jax_enable_x64", config.model.dtype == "float64")
-    devices = jax.devices()
-    mesh = Mesh(np.array(devices), ("data",))
-    replicated = NamedSharding(mesh, P())
+    mesh = make_mesh()
+    first_process = jax.process_index() == 0
     train_split, eval_split = open_splits(config)
-    check_config(config, train_split, eval_split, len(devices))
+    check_config(config, train_split, eval_split, mesh.size)
 
-    steps_per_epoch = len(train_split) // config.batch_size
-    num_steps = max(1, round(config.num_epochs * steps_per_epoch))
+    steps_per_epoch, num_steps = config.steps_per_epoch(len(train_split)), config.num_steps(len(train_split))
     eval_every, checkpoint_every = (
         max(1, round(epochs * steps_per_epoch)) for epochs in (config.eval_every_epochs, config.checkpoint_every_epochs)
     )
 
     model = create_model(config.model)
-    schedule = make_schedule(config.optimizer, steps_per_epoch, num_steps)
-    optimizer, plateau = make_optimizer(config.optimizer, schedule), make_plateau(config.optimizer)
+    if config.shard_head:
+        model = with_sharded_head(model, mesh)
+    schedule, plateau = make_schedule(config, len(train_split)), make_plateau(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, schedule, config.accumulation_steps)
     image_shape = (config.data.image_size, config.data.image_size, train_split.channels)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     checkpoint_dir = os.path.join(workdir, "checkpoints")
@@ -67,28 +74,31 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
         source_layers=config.init_layers,
         frozen=config.freeze,
         plateau=plateau,
+        ema_decay=config.optimizer.ema_decay,
     )
     starts = not holds_checkpoint(checkpoint_dir)
-    state = jax.jit(init, out_shardings=replicated)(
-        init_key, source=source_variables(config, model) if config.init_from and starts else None
-    )
-    open_run(workdir, config)
+    source = source_variables(config, model) if config.init_from and starts else None
+    shardings = state_shardings(jax.eval_shape(init, init_key, source=source), mesh, config.shard_head)
+    state = jax.jit(init, out_shardings=shardings)(init_key, source=source)
+    open_run(workdir, config, write=first_process)
     train_loader, eval_loader = (Loader(split, mesh) for split in (train_split, eval_split))
 
     test_view = functools.partial(normalize, mean=config.data.mean, std=config.data.std)
     train_view = functools.partial(augment, config=config.data)
     jit_train_step = jax.jit(
         functools.partial(train_step, augment=train_view, label_smoothing=config.label_smoothing),
-        out_shardings=replicated,
+        out_shardings=(shardings, NamedSharding(mesh, P())),
         donate_argnums=0,
     )
-    jit_eval_step = jax.jit(functools.partial(eval_step, normalize=test_view))
+    jit_eval_step = jax.jit(
+        functools.partial(eval_step, normalize=test_view, flip=config.flip_eval), out_shardings=NamedSharding(mesh, P())
+    )
 
     if summary:
         say(model.tabulate(init_key, np.zeros((1, *image_shape), np.float32), console_kwargs={"width": 120}))
     count, trained = (sum(a.size for a in jax.tree.leaves(p)) for p in (state.variables["params"], state.params))
     parameters = f"{count:,} parameters" + (f", of which {trained:,} train," if trained < count else "")
-    say(f"VGG-{model.depth} with {parameters} on {len(devices)} {devices[0].device_kind} device(s)")
+    say(f"VGG-{model.depth} with {parameters} on {mesh.size} {mesh.devices[0].device_kind} device(s)")
     say(f"{len(train_split):,} training and {len(eval_split):,} evaluation images; {num_steps:,} steps")
 
     checkpoints = Checkpoints(checkpoint_dir)
@@ -100,19 +110,26 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
         say(f"{workdir} is finished: step {start} of {num_steps}; for more, raise --config.num_epochs")
         return 0
 
-    reporter = Reporter(workdir, start, num_steps, steps_per_epoch)
-    batches = train_loader.train_batches(config.seed, config.batch_size, range(start, num_steps))
+    reporter = Reporter(workdir, start, num_steps, steps_per_epoch) if first_process else NoReporter()
+    batches = train_loader.train_batches(
+        config.seed, config.step_size, range(start, num_steps), config.accumulation_steps
+    )
     since_report = []
     with contextlib.closing(batches), StopSignals() as stop:
-        for step, batch in enumerate(batches, start + 1):
-            state, metrics = jit_train_step(state, batch, step_key)
+        first_batch = next(batches)
+        compiled_step = jit_train_step.lower(state, first_batch, step_key).compile()
+        reporter.memory(start, step_memory(compiled_step))
+        for step, batch in enumerate(itertools.chain([first_batch], batches), start + 1):
+            state, metrics = compiled_step(state, batch, step_key)
             since_report.append(metrics)
-            leaving = step == num_steps or stop.received is not None
+            received = stop.received_before(step)
+            leaving = step == num_steps or received is not None
 
             if step % config.log_every_steps == 0 or leaving:
                 metrics = jax.tree.map(lambda *values: float(np.mean(values)), *jax.device_get(since_report))
-                metrics["learning_rate"] = float(schedule(step - 1) * state.rate_scale)
-                reporter.train(step, config.batch_size, metrics)
+                update = (step - 1) // config.accumulation_steps
+                metrics["learning_rate"] = float(schedule(update) * state.rate_scale)
+                reporter.train(step, config.step_size, metrics)
                 since_report = []
 
             evaluation = None
@@ -130,28 +147,22 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
                 break
     checkpoints.close()
     reporter.close()
-    if stop.received is not None and step < num_steps:
+    if received is not None and step < num_steps:
         say(f"stopped at step {step}, which is saved; the same command goes on from there")
-        return 128 + stop.received
+        return 128 + received
     say(f"finished: step {step}; see {os.path.join(workdir, 'curves.png')}")
     return 0
 
 
-class StopSignals:
-    """Within it, SIGINT and SIGTERM are noted in `received` instead of ending the process."""
-
-    received: int | None = None
-
-    def __enter__(self) -> "StopSignals":
-        self._handlers = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
+def run(config: Config, workdir: str) -> int:
+    """Joins the other processes, where there are any, and trains; returns the exit code."""
+    if DISTRIBUTED.value or COORDINATOR.value:
+        processes: contextlib.AbstractContextManager = joined(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    else:
+        check_alone()
+        processes = contextlib.nullcontext()
+    with processes:
+        return train_and_evaluate(config, workdir, SUMMARY.value)
 
 
 def parse(argv: list[str]) -> tuple[Config, str]:
@@ -195,7 +206,7 @@ def main(argv: list[str]) -> int:
         print("\n".join(f"  --config.{name}" for name in field_names()))
         return 0
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax warn of what is checked here
-    return report_mistakes("train.py", lambda: train_and_evaluate(*parse(argv), SUMMARY.value))
+    return report_mistakes("train.py", lambda: run(*parse(argv)))
 
 
 if __name__ == "__main__":

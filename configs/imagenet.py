@@ -2,7 +2,8 @@
 
 Source: torchvision's references/classification, with which its VGG weights were trained: batch 8 x 32, 90 epochs, SGD
 with momentum 0.9, weight decay 1e-4, learning rate 0.1 with batch norm and 0.01 without
-(--config.optimizer.learning_rate=0.01), divided by 10 every 30 epochs; random resized crops, flips.
+(--config.optimizer.learning_rate=0.01), divided by 10 every 30 epochs; random resized crops, flips. The rate grows in
+proportion to the batch (P. Goyal et al., arXiv:1706.02677).
 Command: python train.py --config configs/imagenet.py
 Cost: not yet measured.
 Result: not yet measured; torchvision publishes 73.36 % top-1 with batch norm, 71.59 % without.
@@ -24,7 +25,9 @@ def get_config() -> Config:
             mean=IMAGENET.mean,
             std=IMAGENET.std,
         ),
-        optimizer=OptimizerConfig(learning_rate=0.1, weight_decay=1e-4, schedule="step", step_epochs=(30, 60)),
+        optimizer=OptimizerConfig(
+            learning_rate=0.1, reference_batch_size=256, weight_decay=1e-4, schedule="step", step_epochs=(30, 60)
+        ),
         batch_size=256,
         num_epochs=90,
     )

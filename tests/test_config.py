@@ -44,6 +44,11 @@ def test_shipped_configs_are_valid_and_say_where_they_come_from(path):
             float("nan"),
             "config.optimizer.learning_rate is nan; expected more than 0, and finite",
         ),
+        ("accumulation_steps", 0, "config.accumulation_steps is 0; expected 1 or more"),
+        ("accumulation_steps", 3, "config.batch_size is 128; expected a multiple of config.accumulation_steps, 3"),
+        ("optimizer.decayed", "weights", "config.optimizer.decayed is 'weights'; expected one of all, kernels"),
+        ("optimizer.ema_decay", 1.0, "config.optimizer.ema_decay is 1.0; expected at least 0 and below 1"),
+        ("optimizer.reference_batch_size", -1, "config.optimizer.reference_batch_size is -1; expected 0 or more"),
         ("optimizer.schedule", "linear", "'linear'; expected one of constant, step, cosine"),
     ],
 )
@@ -55,6 +60,13 @@ def test_wrong_values(name, value, line):
         node = getattr(node, parent)
     setattr(node, field, value)
     with raises_user_error(line):
+        validate(config)
+
+
+def test_flips_that_alternate_need_flips():
+    config = Config()
+    config.data.flip, config.data.alternating_flip = False, True
+    with raises_user_error("config.data.alternating_flip is True; expected False where config.data.flip is"):
         validate(config)
 
 

@@ -21,7 +21,7 @@ from tests.conftest import photographs, raises_user_error, write_cifar10, write_
 from tests.test_train_command import ROOT
 from vgg_jax.config import Config, DataConfig
 from vgg_jax.data import digits, pipeline
-from vgg_jax.data.order import permutation, train_indices
+from vgg_jax.data.order import alternating_flips, permutation, train_indices
 from vgg_jax.data.pipeline import Loader
 from vgg_jax.data.sources import Split, check_config, open_split, open_splits
 
@@ -131,6 +131,47 @@ def test_an_epoch_takes_every_example_once_but_the_incomplete_batch():
     taken = np.concatenate([train_indices(3, step, 32, 100) for step in range(3, 6)])
     assert len(set(taken)) == len(taken) == 96
     np.testing.assert_array_equal(taken, permutation(3, 1, 100)[:96])
+
+
+def test_a_batch_in_parts_has_the_examples_of_the_whole():
+    """Of 100 examples three batches of 30 make an epoch, and so do nine steps of 10, though ten would fit."""
+    for step in range(7):
+        parts = [train_indices(3, 3 * step + i, 10, 100, parts=3) for i in range(3)]
+        np.testing.assert_array_equal(np.concatenate(parts), train_indices(3, step, 30, 100))
+
+
+def test_alternating_flips_mirror_each_image_in_every_other_epoch():
+    n, size = 100, 30
+    seen = np.full((4, n), -1)
+    for step in range(12):
+        seen[step // 3, train_indices(0, step, size, n)] = alternating_flips(0, step, size, n)
+    both = (seen[0] >= 0) & (seen[1] >= 0)
+    assert both.sum() > 60
+    assert (seen[0] + seen[1])[both].tolist() == [1] * both.sum()
+    for epoch in (0, 1):
+        again = (seen[epoch] >= 0) & (seen[epoch + 2] >= 0)
+        np.testing.assert_array_equal(seen[epoch][again], seen[epoch + 2][again])
+        assert 0.3 < seen[epoch][seen[epoch] >= 0].mean() < 0.7
+    parts = [alternating_flips(0, 3 * 4 + i, 10, n, parts=3) for i in range(3)]
+    np.testing.assert_array_equal(np.concatenate(parts), alternating_flips(0, 4, 30, n))
+    assert (alternating_flips(0, 0, size, n) != alternating_flips(1, 0, size, n)).any()
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_the_loader_mirrors_those_images(data_dir, resident):
+    plain, mirrored = (
+        to_numpy(
+            Loader(
+                open_split(digits_config(data_dir, alternating_flip=alternating), "train"), mesh(), resident
+            ).train_batches(0, 100, range(13, 16))
+        )
+        for alternating in (False, True)
+    )
+    for i, step in enumerate(range(13, 16)):  # across the end of an epoch of 14
+        flips = alternating_flips(0, step, 100, 1437)
+        expected = np.where(flips[:, None, None, None], plain[i]["image"][:, :, ::-1], plain[i]["image"])
+        np.testing.assert_array_equal(mirrored[i]["image"], expected)
+        assert 0 < flips.sum() < 100
 
 
 STEPS = range(5, 25)  # across the ends of epochs of 7 steps
@@ -415,6 +456,16 @@ def test_configuration_against_data_and_devices(data_dir):
     check_config(config, train, test, 4)
     with raises_user_error("batch_size is 100", "the nearest are 96 and 104"):
         check_config(config, train, test, 8)
+    config.accumulation_steps = 4
+    with raises_user_error(
+        "batch_size is 100", "a multiple of 32, for 8 devices in 4 steps: the nearest are 96 and 128"
+    ):
+        check_config(config, train, test, 8)
+    config.accumulation_steps = 1
+    config.shard_head, config.model.hidden = True, (60,)
+    with raises_user_error("config.shard_head divides", "among 8 devices", "(60,)"):
+        check_config(config, train, test, 8)
+    config.shard_head = False
     config.batch_size = 2000
     with raises_user_error("expected at most 1437"):
         check_config(config, train, test, 1)

@@ -8,11 +8,16 @@ import pytest
 import torch
 
 from tests.conftest import relative_error
-from vgg_jax.config import OptimizerConfig
+from vgg_jax.config import Config, OptimizerConfig
 from vgg_jax.optimizer import make_optimizer, make_plateau, make_schedule
 from vgg_jax.training import TrainState, train_step
 
 STEPS_PER_EPOCH, STEPS = 5, 50
+
+
+def schedule_of(config):
+    """Of ten epochs of five updates."""
+    return make_schedule(Config(optimizer=config, batch_size=20, num_epochs=STEPS / STEPS_PER_EPOCH), 119)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -28,7 +33,7 @@ def test_steps_equal_pytorchs(schedule, clip_norm, nesterov, x64):
         clip_norm=clip_norm,
         nesterov=nesterov,
     )
-    rate = make_schedule(config, STEPS_PER_EPOCH, STEPS)
+    rate = schedule_of(config)
     optimizer = make_optimizer(config, rate)
     random = np.random.default_rng(0)
     start, targets = random.normal(size=7), random.normal(size=(STEPS, 7))
@@ -60,6 +65,59 @@ def test_steps_equal_pytorchs(schedule, clip_norm, nesterov, x64):
         assert relative_error(params, weights.detach().numpy()) < (1e-5 if clip_norm else 1e-6)
 
 
+def test_decay_of_kernels_alone_is_pytorchs_with_two_groups_of_parameters(x64):
+    config = OptimizerConfig(learning_rate=0.05, weight_decay=0.1, decayed="kernels")
+    optimizer = make_optimizer(config, optax.constant_schedule(0.05))
+    random = np.random.default_rng(0)
+    shapes = {"conv1_1": {"kernel": (3, 3, 2, 4), "bias": (4,)}, "bn1_1": {"scale": (4,), "bias": (4,)}}
+    shapes["fc8"] = {"kernel": (4, 3), "bias": (3,)}
+    params = {layer: {name: random.normal(size=shape) for name, shape in s.items()} for layer, s in shapes.items()}
+    tensors = {
+        (layer, name): torch.nn.Parameter(torch.from_numpy(a.copy()))
+        for layer, p in params.items()
+        for name, a in p.items()
+    }
+    decayed = [tensor for (_, name), tensor in tensors.items() if name == "kernel"]
+    others = [tensor for (_, name), tensor in tensors.items() if name != "kernel"]
+    reference = torch.optim.SGD(
+        [{"params": decayed}, {"params": others, "weight_decay": 0.0}], lr=0.05, momentum=0.9, weight_decay=0.1
+    )
+    state = optimizer.init(params)
+    for _ in range(STEPS):
+        gradients = jax.tree.map(lambda a: random.normal(size=a.shape), params)
+        for (layer, name), tensor in tensors.items():
+            tensor.grad = torch.from_numpy(gradients[layer][name])
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        reference.step()
+    for (layer, name), tensor in tensors.items():
+        assert relative_error(params[layer][name], tensor.detach().numpy()) < 1e-6  # the rate is float32
+
+
+def test_the_rate_grows_with_the_batch_and_the_schedule_shrinks():
+    """Twice the batch: half the steps per epoch, twice the rate where the recipe says so; the same epochs."""
+    recipe = OptimizerConfig(
+        learning_rate=0.1, reference_batch_size=100, schedule="step", step_epochs=(2,), warmup_epochs=1
+    )
+    for batch_size, steps_per_epoch, peak in ((50, 20, 0.05), (100, 10, 0.1), (200, 5, 0.2)):
+        config = Config(optimizer=recipe, batch_size=batch_size, num_epochs=3)
+        assert config.steps_per_epoch(1049) == steps_per_epoch
+        assert config.num_steps(1049) == 3 * steps_per_epoch
+        rate = make_schedule(config, 1049)
+        rates = [float(rate(round(epoch * steps_per_epoch))) for epoch in (0, 0.6, 1, 2)]
+        np.testing.assert_allclose(rates, [0, 0.6 * peak, peak, 0.1 * peak], rtol=1e-6)
+    recipe.reference_batch_size = 0
+    assert Config(optimizer=recipe, batch_size=200).learning_rate == 0.1
+
+
+def test_parts_of_a_batch_leave_rates_and_updates_where_they_were():
+    recipe = OptimizerConfig(learning_rate=0.1, schedule="cosine", warmup_epochs=1)
+    whole, parts = (Config(optimizer=recipe, batch_size=100, num_epochs=3, accumulation_steps=n) for n in (1, 4))
+    assert (parts.step_size, parts.steps_per_epoch(1049), parts.num_steps(1049)) == (25, 40, 120)
+    rates = [[float(make_schedule(config, 1049)(update)) for update in range(30)] for config in (whole, parts)]
+    assert rates[0] == rates[1]
+
+
 @pytest.mark.parametrize("weight_decay", [0.0, 5e-4])
 def test_adam_equals_pytorchs(weight_decay, x64):
     config = OptimizerConfig(name="adam", weight_decay=weight_decay)
@@ -80,14 +138,14 @@ def test_adam_equals_pytorchs(weight_decay, x64):
 
 def test_warm_up_rises_linearly_then_the_schedule_starts():
     config = OptimizerConfig(learning_rate=0.8, warmup_epochs=2, schedule="cosine")
-    rate = make_schedule(config, STEPS_PER_EPOCH, STEPS)
+    rate = schedule_of(config)
     np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0.0, 0.4, 0.8], atol=1e-7)
     np.testing.assert_allclose([rate(30), rate(STEPS)], [0.4, 0.0], atol=1e-7)
 
 
 def test_step_epochs_count_from_the_start_with_warm_up_too():
     config = OptimizerConfig(learning_rate=1.0, warmup_epochs=1, schedule="step", step_epochs=(3,), step_factor=0.1)
-    rate = make_schedule(config, STEPS_PER_EPOCH, STEPS)
+    rate = schedule_of(config)
     np.testing.assert_allclose([rate(14), rate(15)], [1.0, 0.1], rtol=1e-6)
 
 
@@ -110,7 +168,7 @@ def test_plateau_divides_the_rate_when_the_accuracy_stops_improving():
 def test_a_reduced_rate_is_pytorchs(x64):
     """Momentum, weight decay and a rate divided by ten after steps 20 and 35: 50 steps beside PyTorch's."""
     config = OptimizerConfig(learning_rate=0.05, schedule="plateau", plateau_patience=1)
-    optimizer, plateau = make_optimizer(config, make_schedule(config, STEPS_PER_EPOCH, STEPS)), make_plateau(config)
+    optimizer, plateau = make_optimizer(config, schedule_of(config)), make_plateau(config)
     random = np.random.default_rng(0)
     start, targets = random.normal(size=7), random.normal(size=(STEPS, 7))
     weights = torch.nn.Parameter(torch.from_numpy(start.copy()))

@@ -102,6 +102,7 @@ def test_cifar10_stopped_and_resumed_equals_a_run_never_stopped(tmp_path):
     whole = train("vgg16.py", tmp_path / "whole", data_dir, *overrides)
     assert "finished: step 12" in whole
     assert "count 21" in whole
+    assert "learning_rate 0.0125  " in whole  # 0.1 is for 128 images
     assert os.listdir(tmp_path / "whole" / "checkpoints")
 
     output = []
@@ -124,9 +125,14 @@ def test_cifar10_stopped_and_resumed_equals_a_run_never_stopped(tmp_path):
 
     def losses(name):
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        return [(line["kind"], line["step"], line["loss"]) for line in lines]
+        assert [line["kind"] for line in lines].count("memory") == 1
+        return [(line["kind"], line["step"], line.get("loss")) for line in lines]
 
     assert losses("stopped") == losses("whole")
+    _, variables = load(tmp_path / "whole")  # what was evaluated: the moving average
+    kernel = variables["params"]["conv2_1"]["kernel"]
+    np.testing.assert_array_equal(kernel, expected["['ema']['params']['conv2_1']['kernel']"])
+    assert (kernel != expected["['params']['conv2_1']['kernel']"]).any()
 
     assert "is finished: step 12 of 12" in train(*arguments)
     changed = subprocess.run(
@@ -164,6 +170,9 @@ def test_without_data_and_network_it_says_where_it_looked(tmp_path):
         (["--config.model.lrn", "--config.model.depth=16"], "column A-LRN: it needs depth 11, not 16"),
         (["--config.data.dataset=digit"], "config.data.dataset is 'digit'"),
         (["--workdir=/dev/null/run"], "cannot use the run's directory /dev/null/run"),
+        (["--config.accumulation_steps=3"], "config.batch_size is 64; expected a multiple of config.accumulation_st"),
+        (["--distributed"], "cannot join the other processes: coordinator_address should be defined."),
+        (["--coordinator=localhost:1"], "cannot join the other processes: Number of processes must be defined."),
         (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
         (["more"], "unexpected argument 'more'"),
     ],

@@ -18,7 +18,7 @@ from vgg_jax.config import DataConfig, OptimizerConfig
 from vgg_jax.data.augmentation import augment
 from vgg_jax.evaluation import evaluate
 from vgg_jax.optimizer import make_optimizer
-from vgg_jax.training import TrainState, eval_step, train_step
+from vgg_jax.training import TrainState, eval_step, step_memory, train_step
 
 # Rounding in another order of summation, after five steps.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
@@ -146,6 +146,95 @@ def test_random_numbers_follow_the_key_and_the_step():
     assert losses[0] == losses[1]
     assert len(set(losses)) == 3
     assert len(seen) <= 2  # traced, not run: the step is jitted
+
+
+def test_a_batch_in_parts_gives_the_update_of_the_whole(x64):
+    """A plain network without dropout, two updates in four parts each: parameters, momentum and moving average."""
+    states = {}
+    for parts in (1, 4):
+        start = make_state("float64")
+        config = OptimizerConfig(clip_norm=0.1, nesterov=True)  # that of the mean, which is three times as large
+        state = TrainState.create(
+            apply_fn=start.apply_fn,
+            params=start.params,
+            batch_stats={},
+            tx=make_optimizer(config, lambda update: 0.01 / (1 + update), parts),  # the schedule counts updates
+            ema={"params": start.params, "batch_stats": {}},
+            ema_decay=0.05,  # less than the bound that rises from step to step
+        )
+        step = jax.jit(train_step)
+        for batch in make_batches(2, 8, "float64"):
+            size = 8 // parts
+            for i in range(parts):
+                part = {name: array[i * size : (i + 1) * size] for name, array in batch.items()}
+                before, (state, _) = state, step(state, part, jax.random.key(0))
+                if i < parts - 1:
+                    jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
+                    jax.tree.map(np.testing.assert_array_equal, state.ema, before.ema)
+        states[parts] = state
+    one, four = states[1], states[4]
+    assert relative_error(one.params, start.params) > 1e-6
+    assert relative_error(four.params, one.params) < 1e-12
+    assert relative_error(four.ema, one.ema) < 1e-12
+    assert relative_error(four.opt_state.inner_opt_state, one.opt_state) < 1e-12
+
+
+def scaling_network(variables, images, train, mutable=False, **_):
+    """Logits are the images times `scale`; the statistics count the steps."""
+    logits = images * variables["params"]["scale"]
+    return (logits, {"batch_stats": {"steps": variables["batch_stats"]["steps"] + 1}}) if mutable else logits
+
+
+def test_moving_averages_are_numpys_and_are_what_is_evaluated():
+    start = {"params": {"scale": np.float32(1)}, "batch_stats": {"steps": np.float32(0)}}
+    state = TrainState.create(
+        apply_fn=scaling_network,
+        params=start["params"],
+        batch_stats=start["batch_stats"],
+        tx=optax.sgd(0.5),
+        ema=start,
+        ema_decay=0.3,
+    )
+    logits = np.random.default_rng(0).normal(size=(4, 10)).astype(np.float32)
+    batch = {"image": logits, "label": np.arange(4), "weight": np.ones(4, np.float32)}
+    expected = {"scale": 1.0, "steps": 0.0}
+    for step in range(1, 11):
+        state, _ = jax.jit(train_step)(state, batch, jax.random.key(0))
+        decay = min(0.3, (1 + step) / (10 + step))  # the bound counts at steps 1 and 2
+        for name, value in (("scale", state.params["scale"]), ("steps", state.batch_stats["steps"])):
+            expected[name] = decay * expected[name] + (1 - decay) * float(value)
+    assert float(state.ema["params"]["scale"]) == pytest.approx(expected["scale"], rel=1e-6)
+    assert float(state.ema["batch_stats"]["steps"]) == pytest.approx(expected["steps"], rel=1e-6)
+    assert abs(expected["scale"] / float(state.params["scale"]) - 1) > 1e-3
+
+    scores = logits * expected["scale"]
+    losses = np.log(np.exp(scores).sum(1)) - scores[np.arange(4), np.arange(4)]
+    assert float(eval_step(state, batch)["loss"]) == pytest.approx(losses.sum(), rel=1e-5)
+
+
+def test_evaluation_averages_the_logits_of_mirror_images():
+    def network(variables, images, train):
+        return images.reshape(len(images), -1)  # what is left and what is right are other classes
+
+    state = TrainState.create(apply_fn=network, params={}, batch_stats={}, tx=optax.identity())
+    images = np.random.default_rng(0).normal(size=(6, 2, 2, 1)).astype(np.float32)
+    batch = {"image": images, "label": np.arange(6) % 4, "weight": np.ones(6, np.float32)}
+    averaged = {**batch, "image": (images + images[:, :, ::-1]) / 2}
+    flipped, expected, plain = (
+        float(eval_step(state, b, flip=flip)["loss"]) for b, flip in ((batch, True), (averaged, False), (batch, False))
+    )
+    assert flipped == pytest.approx(expected, rel=1e-6)
+    assert abs(plain / expected - 1) > 1e-3
+
+
+def test_the_memory_of_a_step_is_reported():
+    """Of a step that donates its state: the state, the batch, and what lies between, such as the first layer's map."""
+    state, (batch,) = make_state(), make_batches(1, 16)
+    memory = step_memory(jax.jit(train_step, donate_argnums=0).lower(state, batch, jax.random.key(0)).compile())
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
+    lasting = memory["peak"] - memory["temporary"]
+    assert state_bytes + batch["image"].nbytes <= lasting < state_bytes + batch["image"].nbytes + 4096
+    assert memory["temporary"] > 16 * 16 * 16 * 64 * 4
 
 
 def test_evaluation_counts_by_weight():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from tests.conftest import raises_user_error, random_variables
 from tests.test_train_command import SMALL_IMAGES, accuracy, command, saved_arrays, train
 from vgg_jax import VGG, load, save
 from vgg_jax.checkpoint import Checkpoints
-from vgg_jax.config import Config, ModelConfig, OptimizerConfig, create_model
-from vgg_jax.optimizer import make_optimizer
+from vgg_jax.config import Config, ModelConfig, OptimizerConfig, create_model, validate
+from vgg_jax.optimizer import make_optimizer, make_plateau, make_schedule
 from vgg_jax.preprocess import AUTHORS
 from vgg_jax.run_directory import open_run
 from vgg_jax.training import create_train_state, eval_step, train_step
@@ -81,6 +82,61 @@ def test_only_the_layers_named_are_taken():
             source = trained() if layer in ("conv2_1", "bn3_1", "fc8") else new.variables
             assert_equal(arrays, source[collection][layer])
     assert not state.frozen_params
+
+
+def paper_config():
+    """`configs/imagenet_paper.py` for small images."""
+    config = importlib.import_module("configs.imagenet_paper").get_config()
+    config.model = dataclasses.replace(
+        config.model, num_classes=10, pool_size=1, hidden=(64, 32), pool_after=(1, 2, 3, 4)
+    )
+    return config
+
+
+def test_preinitialisation_takes_the_papers_layers_by_name_and_no_others():
+    """From net A to column D: four convolutions, though not the first four of either, and the dense layers."""
+    config = paper_config()
+    net_d = create_model(config.model)
+    net_a = net_d.clone(depth=11)
+    source = create_train_state(KEY, net_a, optimizer, (16, 16, 3)).variables
+    source = jax.tree.map(lambda a: a + 1, source)
+    state = create_train_state(KEY, net_d, optimizer, (16, 16, 3), source, config.init_layers)
+    new = create_train_state(KEY, net_d, optimizer, (16, 16, 3))
+    copied = {"conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"}
+    assert len(state.params) == 16
+    for layer, arrays in state.params.items():
+        assert_equal(arrays, (source["params"] if layer in copied else new.params)[layer])
+
+
+def test_fine_tuning_at_another_scale_starts_with_the_whole_network_and_its_own_rate(tmp_path):
+    """From a run at S = 256 whose rate a plateau has reduced, with momentum: neither comes along."""
+    config = paper_config()
+    model, plateau = create_model(config.model), make_plateau(config.optimizer)
+    create = functools.partial(create_train_state, KEY, model, image_shape=(16, 16, 3), plateau=plateau)
+    before = create(optimizer=make_optimizer(config.optimizer, make_schedule(config, 512)))
+    reduced = before.plateau._replace(scale=jnp.float32(0.01))
+    before = before.replace(plateau=reduced, opt_state=jax.tree.map(jnp.ones_like, before.opt_state), step=7)
+    open_run(str(tmp_path), config)
+    checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
+    checkpoints.save(before, None)
+    checkpoints.close()
+
+    # As the configuration's docstring has it.
+    fine = paper_config()
+    fine.init_from, fine.init_layers, fine.optimizer.learning_rate = str(tmp_path), ("features", "head"), 0.001
+    fine.data.train_scale, fine.data.resize = (384, 384), 384
+    validate(fine)
+    schedule = make_schedule(fine, 512)
+    state = create(
+        optimizer=make_optimizer(fine.optimizer, schedule),
+        source=source_variables(fine, model),
+        source_layers=fine.init_layers,
+    )
+    assert_equal(state.params, before.params)
+    assert state.step == 0
+    assert float(schedule(0) * state.rate_scale) == pytest.approx(0.001)
+    assert float(schedule(0) * before.rate_scale) == pytest.approx(0.00001)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(state.opt_state))
 
 
 def test_frozen_layers_stay_bit_identical_and_have_neither_optimizer_state_nor_statistics_of_the_batch():

@@ -15,8 +15,8 @@ class Checkpoints:
     """The directory of a run's checkpoints; keeps the two latest and the one of the best accuracy.
 
     A checkpoint holds everything that changes in a run: step, parameters (with the frozen ones), running statistics,
-    optimizer state, that of a plateau schedule. The order of the data and every random number follow from the seed and
-    the step. Saves happen in the background.
+    optimizer state, that of a plateau schedule, moving averages. The order of the data and every random number follow
+    from the seed and the step. Saves happen in the background.
     """
 
     def __init__(self, directory: str) -> None:
@@ -69,5 +69,5 @@ def holds_checkpoint(directory: str) -> bool:
 
 def _arrays(state: TrainState) -> dict[str, Any]:
     names = ["step", "params", "batch_stats", "opt_state"]
-    names += [name for name in ("frozen_params", "plateau") if getattr(state, name)]
+    names += [name for name in ("frozen_params", "plateau", "ema") if getattr(state, name)]
     return {name: getattr(state, name) for name in names}

@@ -16,6 +16,7 @@ from vgg_jax.model import VGG
 
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "step", "cosine", "plateau")
+DECAYED = ("all", "kernels")
 TRAIN_VIEWS = ("pad_crop", "random_resized_crop", "scale_crop")
 CORRUPT_IMAGES = ("fail", "skip")
 DTYPES = ("float32", "bfloat16", "float64")
@@ -54,6 +55,7 @@ class DataConfig:
     pad: int = 4  # of pad_crop: pixels of zeros on each side
     train_scale: tuple[int, ...] = (256, 512)  # of scale_crop: the short side S is drawn from the one to the other
     flip: bool = True  # mirror half of the training images
+    alternating_flip: bool = False  # mirror each image in every other epoch, instead of by chance
     mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)  # per channel, of pixels in [0, 1]
     std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
     color_shift: float = 0.0  # standard deviation of the shift along the principal axes of RGB, times their eigenvalue
@@ -73,9 +75,11 @@ class OptimizerConfig:
 
     name: str = "sgd"  # or adam, with the usual moments of 0.9 and 0.999
     learning_rate: float = 0.1
+    reference_batch_size: int = 0  # that learning_rate is for: it grows in proportion to batch_size; 0: it does not
     momentum: float = 0.9  # of sgd
     nesterov: bool = False  # of sgd
-    weight_decay: float = 5e-4  # of every parameter
+    weight_decay: float = 5e-4
+    decayed: str = "all"  # which parameters decay: all; or kernels, neither biases nor batch norm
     clip_norm: float = 0.0  # the gradient is scaled down to this global norm; 0: it is not
     schedule: str = "cosine"  # to zero; step: times `step_factor` at each of `step_epochs`; plateau; constant
     step_epochs: tuple[float, ...] = ()
@@ -83,6 +87,7 @@ class OptimizerConfig:
     plateau_patience: int = 5
     plateau_reductions: int = 3  # at most so many
     warmup_epochs: float = 0.0  # the rate rises linearly from zero
+    ema_decay: float = 0.0  # of the moving average of the network, which is evaluated instead of it; 0: there is none
 
 
 @dataclasses.dataclass
@@ -93,8 +98,11 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     batch_size: int = 128  # over all devices
+    accumulation_steps: int = 1  # parts that a batch comes in, one after the other, each a step: saves memory
     eval_batch_size: int = 512
     num_epochs: float = 200.0
+    shard_head: bool = False  # the fully connected layers lie in parts on the devices, not whole on each
+    flip_eval: bool = False  # evaluation averages the logits of each image and its mirror image
     label_smoothing: float = 0.0  # of the training loss: so much of each label is spread over all classes
     seed: int = 0  # of the initialisation, the order, the augmentation and dropout
     init_from: str = ""  # a file of weights, a run's directory or a name of load_pretrained
@@ -103,6 +111,25 @@ class Config:
     log_every_steps: int = 50
     eval_every_epochs: float = 1.0
     checkpoint_every_epochs: float = 1.0
+
+    @property
+    def step_size(self) -> int:
+        """The examples of one step, over all devices: the batch size, or of a part of a batch."""
+        return self.batch_size // self.accumulation_steps
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate for this batch size."""
+        reference = self.optimizer.reference_batch_size or self.batch_size
+        return self.optimizer.learning_rate * self.batch_size / reference
+
+    def steps_per_epoch(self, num_examples: int) -> int:
+        """The steps of an epoch of so many examples, of which the last, incomplete batch is left out."""
+        return num_examples // self.batch_size * self.accumulation_steps
+
+    def num_steps(self, num_examples: int) -> int:
+        """The steps of the whole run."""
+        return max(1, round(self.num_epochs * (num_examples // self.batch_size))) * self.accumulation_steps
 
 
 def create_model(config: ModelConfig) -> VGG:
@@ -182,6 +209,9 @@ def _value_problems(config: Config) -> list[str]:
         ("batch_size", config.batch_size > 0, "1 or more"),
         ("eval_batch_size", config.eval_batch_size > 0, "1 or more"),
         ("num_epochs", config.num_epochs > 0, "more than 0"),
+        ("accumulation_steps", config.accumulation_steps > 0, "1 or more"),
+        ("batch_size", config.batch_size % max(config.accumulation_steps, 1) == 0,
+         f"a multiple of config.accumulation_steps, {config.accumulation_steps}"),
         ("seed", 0 <= config.seed < 2**32, "0 up to 2**32 - 1"),
         ("log_every_steps", config.log_every_steps > 0, "1 or more"),
         ("eval_every_epochs", config.eval_every_epochs > 0, "more than 0"),
@@ -196,6 +226,7 @@ def _value_problems(config: Config) -> list[str]:
         ("data.std", all(s > 0 for s in data.std), "more than 0 for each channel"),
         ("data.mean", len(data.mean) == len(data.std), f"as many channels as config.data.std, {len(data.std)}"),
         ("data.train_scale", _is_scale(data), f"two rising sides from config.data.image_size, {data.image_size}, on"),
+        ("data.alternating_flip", data.flip or not data.alternating_flip, "False where config.data.flip is"),
         ("data.color_shift", data.color_shift >= 0, "0 or more"),
         ("data.color_eigenvalues", len(data.color_eigenvalues) == 3, "three"),
         ("data.color_eigenvectors", [len(row) for row in data.color_eigenvectors] == [3, 3, 3], "three rows of three"),
@@ -204,6 +235,9 @@ def _value_problems(config: Config) -> list[str]:
         ("data.num_threads", data.num_threads >= 0, "0 or more"),
         ("optimizer.name", optimizer.name in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
         ("optimizer.learning_rate", 0 < optimizer.learning_rate < math.inf, "more than 0, and finite"),
+        ("optimizer.reference_batch_size", optimizer.reference_batch_size >= 0, "0 or more"),
+        ("optimizer.decayed", optimizer.decayed in DECAYED, f"one of {', '.join(DECAYED)}"),
+        ("optimizer.ema_decay", 0 <= optimizer.ema_decay < 1, "at least 0 and below 1"),
         ("optimizer.momentum", 0 <= optimizer.momentum < 1, "at least 0 and below 1"),
         ("optimizer.weight_decay", optimizer.weight_decay >= 0, "0 or more"),
         ("optimizer.clip_norm", optimizer.clip_norm >= 0, "0 or more"),

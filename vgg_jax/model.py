@@ -67,6 +67,7 @@ class VGG(nn.Module):
     dtype: Any = jnp.float32  # of the computation
     param_dtype: Any = jnp.float32
     remat: bool = False  # recompute each stage in the backward pass, to save memory
+    head_sharding: jax.sharding.Sharding | None = None  # how the inputs of fc6 to fc8 lie on devices: vgg_jax.parallel
 
     def __post_init__(self) -> None:
         classes = self.num_classes
@@ -196,6 +197,8 @@ class VGG(nn.Module):
             case "pool":
                 return nn.avg_pool(x, (2, 2), (2, 2)) if average_pool else max_pool(x)
             case "dense":
+                if self.head_sharding is not None:
+                    x = jax.lax.with_sharding_constraint(x, self.head_sharding)
                 return nn.Dense(layer.features, kernel_init=dense_init, **options)(x)
             case "dropout":
                 return nn.Dropout(self.dropout_rate, deterministic=not train)(x)

@@ -1,25 +1,38 @@
 """SGD with momentum and Adam, as PyTorch's, and the schedules of the learning rate."""
 
+from typing import Any
+
+import jax
 import optax
 import optax.contrib
 
-from vgg_jax.config import OptimizerConfig
+from vgg_jax.config import Config, OptimizerConfig
 
 
-def make_schedule(config: OptimizerConfig, steps_per_epoch: int, num_steps: int) -> optax.Schedule:
-    """The learning rate as a function of the step: linear warm-up, then constant, step or cosine."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    match config.schedule:
+def make_schedule(config: Config, num_examples: int) -> optax.Schedule:
+    """The learning rate as a function of the update: linear warm-up, then constant, step or cosine.
+
+    Args:
+      config: the run's.
+      num_examples: of an epoch, before its last, incomplete batch is left out.
+    """
+    optimizer, rate = config.optimizer, config.learning_rate
+    updates_per_epoch, num_updates = (
+        steps // config.accumulation_steps
+        for steps in (config.steps_per_epoch(num_examples), config.num_steps(num_examples))
+    )
+    warmup = round(optimizer.warmup_epochs * updates_per_epoch)
+    match optimizer.schedule:
         case "step":
-            steps = [round(epoch * steps_per_epoch) - warmup for epoch in config.step_epochs]
-            schedule = optax.piecewise_constant_schedule(config.learning_rate, dict.fromkeys(steps, config.step_factor))
+            updates = [round(epoch * updates_per_epoch) - warmup for epoch in optimizer.step_epochs]
+            schedule = optax.piecewise_constant_schedule(rate, dict.fromkeys(updates, optimizer.step_factor))
         case "cosine":
-            schedule = optax.cosine_decay_schedule(config.learning_rate, num_steps - warmup)
+            schedule = optax.cosine_decay_schedule(rate, num_updates - warmup)
         case _:
-            schedule = optax.constant_schedule(config.learning_rate)
+            schedule = optax.constant_schedule(rate)
     if not warmup:
         return schedule
-    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), schedule], [warmup])
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), schedule], [warmup])
 
 
 def make_plateau(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs | None:
@@ -39,14 +52,29 @@ def make_plateau(config: OptimizerConfig) -> optax.GradientTransformationExtraAr
     )
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """`torch.optim.SGD` or `Adam`: the decay of every parameter joins the (clipped) gradient before the moments."""
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule, accumulation_steps: int = 1
+) -> optax.GradientTransformation:
+    """`torch.optim.SGD` or `Adam`: the decay joins the (clipped) gradient before the moments.
+
+    Args:
+      config: which of them, and their constants.
+      schedule: the learning rate as a function of the update.
+      accumulation_steps: an update follows so many calls, by the mean of their gradients; the others give zeros.
+    """
     if config.name == "adam":
         rule = optax.adam(schedule)
     else:
         rule = optax.sgd(schedule, config.momentum or None, nesterov=config.nesterov)
-    return optax.chain(
+    optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.add_decayed_weights(config.weight_decay),
+        optax.add_decayed_weights(config.weight_decay, mask=_are_kernels if config.decayed == "kernels" else None),
         rule,
     )
+    if accumulation_steps == 1:
+        return optimizer
+    return optax.MultiSteps(optimizer, accumulation_steps, accumulator_dtype=None).gradient_transformation()
+
+
+def _are_kernels(params: Any) -> Any:
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -42,6 +42,13 @@ class Reporter:
         left = (now - self._start[0]) / max(step - self._start[1], 1) * (self._num_steps - step)
         self._write("train", step, {**metrics, "images_per_second": batch_size * steps / max(seconds, 1e-9)}, left)
 
+    def memory(self, step: int, memory: dict[str, int]) -> None:
+        """Reports `training.step_memory`, before the first step that is taken; it is recorded once in a run."""
+        if step == 0:
+            self._record("memory", step, memory)
+        self._show("memory", step, memory)
+        self._start = self._last = (time.perf_counter(), step)
+
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Reports an evaluation; the time it took does not count as training."""
         self._write("eval", step, metrics)
@@ -54,20 +61,43 @@ class Reporter:
         self._events.close()
         draw_curves(os.path.dirname(self._path))
 
-    def _write(self, kind: str, step: int, metrics: dict[str, float], seconds_left: float | None = None) -> None:
+    def _write(self, kind: str, step: int, metrics: Mapping[str, float], seconds_left: float | None = None) -> None:
+        self._record(kind, step, metrics)
+        self._show(kind, step, metrics, seconds_left)
+
+    def _record(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         epoch = step / self._steps_per_epoch
         self._file.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **metrics}) + "\n")
         for name, value in metrics.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def _show(self, kind: str, step: int, metrics: Mapping[str, float], seconds_left: float | None = None) -> None:
+        epoch = step / self._steps_per_epoch
         numbers = "  ".join(f"{name} {_format(name, value)}" for name, value in metrics.items())
         if self._bar.disable:
             eta = f"  ETA {tqdm.format_interval(seconds_left)}" if seconds_left is not None else ""
-            say(f"{kind:5s}  step {step}/{self._num_steps}  epoch {epoch:.2f}  {numbers}{eta}")
+            say(f"{kind:6s}  step {step}/{self._num_steps}  epoch {epoch:.2f}  {numbers}{eta}")
         elif kind == "train":
             self._bar.set_postfix_str(numbers)
             self._bar.update(step - self._bar.n)
         else:
             self._bar.write(f"epoch {epoch:.2f}  {numbers}")
+
+
+class NoReporter:
+    """What the processes of a run have that are not its first: they leave the reports to it."""
+
+    def train(self, step: int, batch_size: int, metrics: dict[str, float]) -> None:
+        """Nothing, and so the others."""
+
+    def memory(self, step: int, memory: dict[str, int]) -> None:
+        """Nothing."""
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def progress(items: Sequence[Item], description: str, unit: str) -> Iterator[Item]:
@@ -128,6 +158,8 @@ def _format(name: str, value: float) -> str:
             return f"{value:.0f}"
         case "learning_rate":
             return f"{value:.3g}"
+        case "peak" | "temporary":
+            return f"{value / 2**30:.3f} GiB"
         case "loss":
             return f"{value:.4f}"
     return str(value)

@@ -20,8 +20,10 @@ MAY_CHANGE = {
 }
 
 
-def open_run(workdir: str, config: Config) -> None:
+def open_run(workdir: str, config: Config, write: bool = True) -> None:
     """Makes the directory and writes `config.json` into it; for a run that goes on, compares with the one there.
+
+    Of several processes one is to `write`.
 
     Raises:
       UserError: where the directory cannot be written, or holds a run of another configuration.
@@ -34,9 +36,10 @@ def open_run(workdir: str, config: Config) -> None:
             with open(path) as file:
                 defaults = _flatten(json.loads(json.dumps(dataclasses.asdict(Config()))))
                 _compare(defaults | _flatten(json.load(file)), fields, workdir)  # a field newer than the run
-        with open(path + ".partial", "w") as file:
-            json.dump(dataclasses.asdict(config), file, indent=2)
-        os.replace(path + ".partial", path)
+        if write:
+            with open(path + ".partial", "w") as file:
+                json.dump(dataclasses.asdict(config), file, indent=2)
+            os.replace(path + ".partial", path)
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"cannot use the run's directory {workdir}: {error}; choose another with --workdir") from None
 

@@ -17,12 +17,15 @@ class TrainState(train_state.TrainState):
     """Step, parameters, optimizer state, and batch norm's running statistics (empty without batch norm).
 
     `params` are those that train; `frozen_params`, from the names of other layers to theirs, stay as they are, and
-    have neither gradient nor optimizer state. `plateau` is the state of `optimizer.make_plateau`, where there is one.
+    have neither gradient nor optimizer state. `plateau` is the state of `optimizer.make_plateau`, where there is one;
+    `ema`, where `ema_decay` is not 0, the moving averages of `params` and `batch_stats`.
     """
 
     batch_stats: Any
     frozen_params: Any = struct.field(default_factory=dict)
     plateau: Any = struct.field(default_factory=dict)
+    ema: Any = struct.field(default_factory=dict)
+    ema_decay: float = struct.field(default=0.0, pytree_node=False)
 
     @property
     def rate_scale(self) -> Any:
@@ -35,16 +38,39 @@ class TrainState(train_state.TrainState):
         if self.plateau:
             updates = jax.tree.map(lambda update: self.plateau.scale.astype(update.dtype) * update, updates)
         params = optax.apply_updates(self.params, updates)
-        return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **fields)
+        state = self.replace(step=self.step + 1, params=params, opt_state=opt_state, **fields)
+        return state.replace(ema=state.next_ema()) if self.ema else state
+
+    def next_ema(self) -> dict[str, Any]:
+        """The moving averages after this step; as they were, where it is not the last of a batch that comes in parts.
+
+        The decay is at most (1 + step) / (10 + step), as TensorFlow's, so that the first networks are soon forgotten.
+        """
+        updated = self.opt_state.mini_step == 0 if isinstance(self.opt_state, optax.MultiStepsState) else True
+        decay = jnp.minimum(self.ema_decay, (1 + self.step) / (10 + self.step))
+        new = {"params": self.params, "batch_stats": self.batch_stats}
+        return optax.incremental_update(new, self.ema, jnp.where(updated, 1 - decay, 0.0).astype(jnp.float32))
 
     @property
     def variables(self) -> dict[str, Any]:
         """What the model is applied to: all parameters, and the running statistics."""
         return self.variables_with(self.params)
 
+    @property
+    def averaged_variables(self) -> dict[str, Any]:
+        """What evaluation applies it to: their moving averages, where there are any."""
+        return evaluated_variables(vars(self))
+
     def variables_with(self, params: Any) -> dict[str, Any]:
         """The same with other values of the parameters that train."""
         return {"params": {**self.frozen_params, **params}, "batch_stats": self.batch_stats}
+
+
+def evaluated_variables(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables to evaluate, of the fields of a `TrainState`, which may be those of a checkpoint."""
+    trained = fields.get("ema") or fields
+    params = {**(fields.get("frozen_params") or {}), **trained["params"]}
+    return {"params": params, "batch_stats": trained["batch_stats"] or {}}
 
 
 def create_train_state(
@@ -56,6 +82,7 @@ def create_train_state(
     source_layers: Collection[str] = ("features",),
     frozen: Collection[str] = (),
     plateau: optax.GradientTransformationExtraArgs | None = None,
+    ema_decay: float = 0.0,
 ) -> TrainState:
     """A state at step 0 with torchvision's initialisation, or with layers of another network.
 
@@ -68,6 +95,7 @@ def create_train_state(
       source_layers: names of layers, `features` or `head`, as `VGG.layers_with_parameters` takes them.
       frozen: the layers that stay as they are, named likewise; batch norm there keeps its running statistics.
       plateau: `optimizer.make_plateau`'s, where the schedule is that.
+      ema_decay: of the moving averages that are evaluated; 0: there are none.
 
     Raises:
       ValueError: where a layer is unknown, is absent from `source` or has other shapes there, with every mismatch;
@@ -85,11 +113,14 @@ def create_train_state(
     params = {layer: p for layer, p in variables["params"].items() if layer not in frozen_layers}
     if not params:
         raise ValueError("all layers are frozen; expected some that train")
+    batch_stats = variables.get("batch_stats", {})
     return TrainState.create(
         apply_fn=model.apply,
         params=params,
         frozen_params={layer: variables["params"][layer] for layer in frozen_layers},
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
+        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema_decay else {},
+        ema_decay=ema_decay,
         plateau=plateau.init(jnp.zeros((), jnp.float32)) if plateau else {},
         tx=optimizer,
     )
@@ -157,17 +188,38 @@ def train_step(
     return state.apply_gradients(grads=gradients, batch_stats=batch_stats), {"loss": loss, "accuracy": accuracy}
 
 
+def step_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """The bytes that a compiled training step takes of each device: at its `peak`, of it `temporary` ones.
+
+    Nothing where the platform does not say.
+    """
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return {}
+    lasting = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {"peak": lasting + memory.temp_size_in_bytes, "temporary": memory.temp_size_in_bytes}
+
+
 def eval_step(
-    state: TrainState, batch: dict[str, jax.Array], normalize: Callable[[jax.Array], jax.Array] = lambda images: images
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    normalize: Callable[[jax.Array], jax.Array] = lambda images: images,
+    flip: bool = False,
 ) -> dict[str, jax.Array]:
     """Sums over one batch: of the `loss`, of the `correct` predictions and of the `count` of examples.
+
+    Evaluates the moving averages of a state that has them.
 
     Args:
       state: the state to evaluate.
       batch: `image`, `label` as for `train_step`, and `weight` (N,): 1, or 0 for an example that does not count.
       normalize: from batch["image"] to normalised float images.
+      flip: averages the logits of each image and its mirror image.
     """
-    logits = state.apply_fn(state.variables, normalize(batch["image"]), train=False)
+    images = normalize(batch["image"])
+    logits = state.apply_fn(state.averaged_variables, images, train=False)
+    if flip:
+        logits = (logits + state.apply_fn(state.averaged_variables, images[:, :, ::-1], train=False)) / 2
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     correct = logits.argmax(-1) == batch["label"]
     weight = batch["weight"]

@@ -18,9 +18,8 @@ from vgg_jax.model import VGG
 from vgg_jax.preprocess import AUTHORS, FEATURES, IMAGENET, Preprocessing
 from vgg_jax.weights import Variables, from_keras, from_torch, to_torch
 
-MODEL_FIELDS = [
-    field.name for field in dataclasses.fields(VGG) if field.name not in ("parent", "name", "dtype", "param_dtype")
-]
+NOT_SAVED = ("parent", "name", "dtype", "param_dtype", "head_sharding")
+MODEL_FIELDS = [field.name for field in dataclasses.fields(VGG) if field.name not in NOT_SAVED]
 LARGEST = 4 * 2**30  # bytes of one file's arrays: a VGG-19 in float64 has 1.15 GB
 
 
@@ -198,6 +197,7 @@ def _load_run(path: str) -> tuple[VGG, Variables, Preprocessing]:
     from vgg_jax.checkpoint import holds_checkpoint, read_latest
     from vgg_jax.config import create_model
     from vgg_jax.run_directory import read_config
+    from vgg_jax.training import evaluated_variables
 
     config = read_config(path)
     directory = os.path.abspath(os.path.join(path, "checkpoints"))
@@ -208,9 +208,7 @@ def _load_run(path: str) -> tuple[VGG, Variables, Preprocessing]:
             f"{path} is a run in float64, which JAX holds only in 64-bit mode: set JAX_ENABLE_X64=1, or call "
             'jax.config.update("jax_enable_x64", True), first'
         )
-    tree = read_latest(directory)
-    params = {**tree["params"], **(tree.get("frozen_params") or {})}
-    variables = jax.tree.map(jnp.asarray, {"params": params, "batch_stats": tree["batch_stats"] or {}})
+    variables = jax.tree.map(jnp.asarray, evaluated_variables(read_latest(directory)))
     if not variables["batch_stats"]:
         del variables["batch_stats"]
     data = config.data

@@ -48,7 +48,7 @@ def augment(key: jax.Array, images: jax.Array, config: DataConfig) -> jax.Array:
     crop_key, flip_key, color_key = jax.random.split(key, 3)
     if config.train_view == "pad_crop" and config.pad:
         images = random_crop(crop_key, images, config.pad)
-    if config.flip:
+    if config.flip and not config.alternating_flip:  # which the loader does
         images = random_flip(flip_key, images)
     normalized = normalize(images, config.mean, config.std)
     if config.color_shift:

@@ -2,17 +2,18 @@
 
 import collections
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from vgg_jax.data.order import train_indices
+from vgg_jax.data.order import alternating_flips, train_indices
 from vgg_jax.data.sources import CorruptImageError, Split
 from vgg_jax.errors import UserError
 from vgg_jax.reporting import say
@@ -47,34 +48,53 @@ class Loader:
         self._resident = self._place(self._read_all(), NamedSharding(mesh, P())) if resident else None
         self._gather = jax.jit(_take, out_shardings=self._sharding)
 
-    def train_batches(self, seed: int, batch_size: int, steps: range) -> Generator[Batch]:
-        """The batches of the given training steps, each a pure function of (seed, step).
+    def train_batches(self, seed: int, step_size: int, steps: range, parts: int = 1) -> Generator[Batch]:
+        """What the given training steps take, each a pure function of (seed, step).
+
+        Args:
+          seed: of the order and the views.
+          step_size: the examples of a step.
+          steps: which ones.
+          parts: the steps that make up a batch.
 
         Raises:
           UserError: while they are read, where an example cannot be used.
         """
         n = len(self.split)
+
+        def order(step: int) -> tuple[np.ndarray, np.ndarray]:
+            """The examples of a step, and which of them the host mirrors."""
+            position = (seed, step, step_size, n, parts)
+            alternating = self.split.config.alternating_flip
+            mirrored = alternating_flips(*position) if alternating else np.zeros(step_size, bool)
+            return train_indices(*position), mirrored
+
         if self._resident is not None:
-            indices = (train_indices(seed, step, batch_size, n) for step in steps)
-            readable = (np.array([self._readable(i) for i in batch]) if self._corrupt else batch for batch in indices)
-            batches = (self._gather(self._resident, i, np.ones(batch_size, np.float32)) for i in readable)
-            return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
+            return self._gathered(map(order, steps))
 
         def example(step: int, row: int) -> Example:
-            index = int(train_indices(seed, step, batch_size, n)[row])
+            indices, mirrored = order(step)
+            index = int(indices[row])
             while True:
-                position = step * batch_size + row
                 try:
                     if self.split.random_views:
-                        image, label = self.split.random_view(index, seed, position)
+                        image, label = self.split.random_view(index, seed, step * step_size + row)
                     else:
                         image, label = self.split.test_view(index)
-                    return {"image": image, "label": label}
+                    return {"image": image[:, ::-1] if mirrored[row] else image, "label": label}
                 except CorruptImageError as error:
                     self._skip(index, error)
                     index = (index + 1) % n
 
-        return self._streamed(example, steps, batch_size)
+        return self._streamed(example, steps, step_size)
+
+    def _gathered(self, order: Iterable[tuple[np.ndarray, np.ndarray]]) -> Generator[Batch]:
+        """The training batches of a resident split."""
+        for indices, mirrored in order:
+            if self._corrupt:
+                indices = np.array([self._readable(i) for i in indices])
+            batch = self._gather(self._resident, indices, np.ones(len(indices), np.float32), mirrored)
+            yield {"image": batch["image"], "label": batch["label"]}
 
     def eval_batches(self, batch_size: int) -> Generator[Batch]:
         """Every example once, in order; the last batch is filled up with examples of weight 0.
@@ -88,7 +108,8 @@ class Loader:
         if self._resident is not None:
             for positions in np.arange(len(steps) * batch_size).reshape(-1, batch_size):
                 counts = positions < n
-                yield self._gather(self._resident, np.where(counts, positions, 0), counts.astype(np.float32))
+                indices, mirrored = np.where(counts, positions, 0), np.zeros(batch_size, bool)
+                yield self._gather(self._resident, indices, counts.astype(np.float32), mirrored)
             return
 
         def example(step: int, row: int) -> Example:
@@ -169,7 +190,8 @@ class Loader:
             raise UserError(f"{self.split.name} has more than {most} corrupt images; replace them; the last: {error}")
 
 
-def _take(data: Batch, indices: jax.Array, counts: jax.Array) -> Batch:
-    """Those rows of the data, each with `counts` (0 or 1) times its weight."""
+def _take(data: Batch, indices: jax.Array, counts: jax.Array, mirrored: jax.Array) -> Batch:
+    """Those rows of the data, each with `counts` (0 or 1) times its weight, and those images `mirrored`."""
     taken = jax.tree.map(lambda array: array[indices], data)
-    return {**taken, "weight": taken["weight"] * counts}
+    image = jnp.where(mirrored[:, None, None, None], taken["image"][:, :, ::-1], taken["image"])
+    return {**taken, "image": image, "weight": taken["weight"] * counts}

@@ -244,12 +244,21 @@ def check_config(config: Config, train_split: Split, eval_split: Split, num_devi
             f"config.batch_size is {config.batch_size}; expected at most {len(train_split)}, "
             f"the examples of {train_split.name}"
         )
-    if config.batch_size % num_devices:
-        below = config.batch_size // num_devices * num_devices
-        valid = [size for size in (below, below + num_devices) if size]
+    multiple = num_devices * config.accumulation_steps
+    if config.batch_size % multiple:
+        below = config.batch_size // multiple * multiple
+        valid = [size for size in (below, below + multiple) if size]
+        parts = f" in {config.accumulation_steps} steps" if config.accumulation_steps > 1 else ""
         problems.append(
-            f"config.batch_size is {config.batch_size}; expected a multiple of the {num_devices} devices: "
-            f"the nearest are {' and '.join(map(str, valid))}"
+            f"config.batch_size is {config.batch_size}; expected a multiple of {multiple}, for {num_devices} "
+            f"devices{parts}: the nearest are {' and '.join(map(str, valid))}"
         )
+    if config.shard_head:
+        odd = [width for width in config.model.hidden if width % num_devices]
+        if odd or 512 * config.model.pool_size**2 % num_devices:
+            problems.append(
+                f"config.shard_head divides the inputs of the dense layers among {num_devices} devices; expected "
+                f"widths in config.model.hidden, {config.model.hidden}, that are multiples of it"
+            )
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))

@@ -1,0 +1,131 @@
+"""Runs of two processes, as on two machines: real processes that meet on localhost."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from tests.conftest import raises_user_error
+from tests.test_train_command import SMALL_IMAGES, command
+from vgg_jax.processes import LOST, check_alone
+
+# In float64, where batch norm does not amplify the other order of summation; the rate does not depend on the length.
+# The zeros and ones: an epoch of eight steps.
+FIELDS = (
+    *SMALL_IMAGES,
+    *("data.classes=(0, 1)", "batch_size=32"),
+    *("model.dtype=float64", "log_every_steps=1", "checkpoint_every_epochs=0.5", "eval_every_epochs=0.5"),
+    *("optimizer.schedule=constant", "optimizer.warmup_epochs=0", "optimizer.learning_rate=0.01"),
+)
+
+
+@contextlib.contextmanager
+def two_processes(workdir, data_dir, *fields):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    arguments = [*command("digits.py", workdir, data_dir, *FIELDS, *fields), "--coordinator", address]
+    processes = [
+        subprocess.Popen(
+            [*arguments, "--num_processes=2", f"--process_id={i}"],
+            **dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True),
+        )
+        for i in range(2)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def lines(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(line["kind"], line["step"], line["loss"]) for line in lines if line["kind"] != "memory"]
+
+
+def wait_for(process, text):
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def train(workdir, data_dir, *fields):
+    process = subprocess.run(command("digits.py", workdir, data_dir, *FIELDS, *fields), capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def assert_same_losses(actual, expected):
+    assert [line[:2] for line in actual] == [line[:2] for line in expected]
+    for (*_, loss), (kind, step, reference) in zip(actual, expected, strict=True):
+        assert loss == pytest.approx(reference, rel=1e-5), (kind, step)
+
+
+def test_two_processes_train_as_one_which_goes_on_when_the_other_is_killed(data_dir, tmp_path):
+    train(tmp_path / "one", data_dir, "num_epochs=2")
+    with two_processes(tmp_path / "two", data_dir, "num_epochs=2") as (first, second):
+        wait_for(first, "step 11/18")
+        second.send_signal(signal.SIGKILL)
+        start = time.monotonic()
+        _, error = first.communicate(timeout=60)
+        assert time.monotonic() - start < 60
+        assert first.returncode == LOST
+        assert "error: process 1 of 2 is lost" in error.splitlines()[-1]
+    # What both have done together is as of one process, and so is what one makes of their checkpoint.
+    expected = lines(tmp_path / "one")
+    assert len(expected) == 18 + 5
+    trained = [line for line in lines(tmp_path / "two") if line[1] <= 11]
+    assert_same_losses(trained, expected[: len(trained)])
+    assert len(trained) == 11 + 2
+    assert "going on from the checkpoint of step 8" in train(tmp_path / "two", data_dir, "num_epochs=2")
+    assert_same_losses(lines(tmp_path / "two"), expected)
+
+
+@pytest.mark.grid
+def test_two_processes_come_to_the_end_and_go_on(data_dir, tmp_path):
+    train(tmp_path / "one", data_dir, "num_epochs=1")
+    for epochs in ("0.5", "1"):
+        with two_processes(tmp_path / "two", data_dir, f"num_epochs={epochs}") as processes:
+            outputs = [process.communicate(timeout=120) for process in processes]
+            assert [process.returncode for process in processes] == [0, 0], outputs
+            assert "on 2 cpu device(s)" in outputs[0][0]
+            assert "VGG" not in outputs[1][0]  # the first speaks for both
+    assert_same_losses(lines(tmp_path / "two"), lines(tmp_path / "one"))
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("receiver", [0, 1])
+def test_a_signal_to_one_process_stops_both_at_the_same_step(receiver, data_dir, tmp_path):
+    with two_processes(tmp_path, data_dir, "num_epochs=20") as processes:
+        wait_for(processes[0], "step 3/")
+        processes[receiver].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=60) for process in processes]
+        assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, outputs
+    stopped = [line for line in outputs[0][0].splitlines() if line.startswith("stopped at step ")]
+    assert len(stopped) == 1
+    step = int(stopped[0].split()[3].rstrip(","))
+    assert (tmp_path / "checkpoints" / str(step)).is_dir()
+
+
+@pytest.mark.grid
+def test_without_the_first_process_the_other_ends_too(data_dir, tmp_path):
+    with two_processes(tmp_path, data_dir, "num_epochs=20") as (first, second):
+        wait_for(first, "step 3/")
+        first.send_signal(signal.SIGKILL)
+        _, error = second.communicate(timeout=60)
+        assert second.returncode != 0
+        assert "leader task" in error or "process 0 of 2 is lost" in error
+
+
+def test_tasks_of_slurm_that_do_not_know_of_each_other_are_refused():
+    check_alone({})
+    check_alone({"SLURM_STEP_NUM_TASKS": "1"})
+    with raises_user_error("Slurm runs 8 of this process", "--distributed"):
+        check_alone({"SLURM_STEP_NUM_TASKS": "8"})

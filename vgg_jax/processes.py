@@ -1,0 +1,122 @@
+"""The processes of a run, one or more: how they find each other, leave at the same step, and say which one is lost."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+from vgg_jax.errors import UserError, first_line
+
+HEARTBEAT_SECONDS = 20  # a process that is silent for so long is lost
+WATCH_SECONDS = 5
+PATIENCE_SECONDS = 10  # with processes that do not leave
+LOST = 3  # the exit code where another process is lost
+
+_ended = threading.Event()
+
+
+@contextlib.contextmanager
+def joined(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Iterator[None]:
+    """Joins the other processes, and leaves with them; within it, they are one run.
+
+    Where another process is lost, this one ends with exit code 3 and a line that names it; where that is the first,
+    JAX aborts this one, and speaks of the leader task. The first process speaks for all: the others' standard output is
+    closed.
+
+    Args:
+      coordinator: HOST:PORT of the first process. What is None, JAX finds out from Slurm, Kubernetes, MPI or Cloud TPU.
+      num_processes: how many there are.
+      process_id: which of them this is.
+
+    Raises:
+      UserError: where there is no such environment, or the others do not come.
+    """
+    jax.config.update("jax_enable_recoverability", True)  # else JAX aborts where we name the process that is lost
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"cannot join the other processes: {first_line(error)}; expected to run under Slurm, Kubernetes or MPI or "
+            "on Cloud TPU, or --coordinator HOST:PORT with --num_processes and --process_id"
+        ) from None
+    if jax.process_index() > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    watch = threading.Thread(target=_watch, daemon=True)
+    watch.start()
+    try:
+        yield
+        multihost_utils.sync_global_devices("the end of the run")
+    except jax.errors.JaxRuntimeError:
+        watch.join(2 * HEARTBEAT_SECONDS)  # it ends the process where another one is lost: that is why
+        raise
+    finally:
+        _ended.set()
+        watch.join(PATIENCE_SECONDS)
+        jax.distributed.shutdown()
+
+
+def check_alone(environment: Mapping[str, str] = os.environ) -> None:
+    """Raises UserError where Slurm runs several processes that do not know of each other."""
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks != "1":
+        raise UserError(f"Slurm runs {tasks} of this process, each on its own; add --distributed, and they are one run")
+
+
+class StopSignals:
+    """Within it, SIGINT and SIGTERM are noted instead of ending the process."""
+
+    _received: int | None = None
+
+    def __enter__(self) -> "StopSignals":
+        if jax.process_count() == 1:
+            handlers = {signal.SIGINT: self._note, signal.SIGTERM: self._note}
+        else:  # JAX itself tells the others of a SIGTERM to one of them
+            handlers = {signal.SIGINT: self._terminate}
+        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def received_before(self, step: int) -> int | None:
+        """The signal after which all processes are to leave with this step. Asked at every step, by all of them."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self._received = signal.SIGTERM
+        return self._received
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _watch() -> None:
+    """Asks again and again which processes live, until the run ends or one is lost.
+
+    The first process, on which the others' connection depends, waits until they have left.
+    """
+    everyone, first = set(range(jax.process_count())), jax.process_index() == 0
+    lost: set[int] = set()
+    while not _ended.wait(WATCH_SECONDS) or (first and lost < everyone - {0}):
+        try:
+            with multihost_utils.live_devices(jax.devices()) as devices:
+                lost = everyone - {device.process_index for device in devices}
+        except multihost_utils.ProcessFailureError as error:  # while it asked
+            lost = {device.process_index for device in error.failed_devices}
+        if lost and not _ended.wait(1):  # it may just have left, with us
+            names = ", ".join(map(str, sorted(lost)))
+            print(
+                f"error: process {names} of {len(everyone)} is lost: see what it says, and its machine; the same "
+                "command in all processes goes on from the last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(LOST)
