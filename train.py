@@ -49,6 +49,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
     """Trains as `config` says, or goes on with the run in `workdir`; returns the exit code."""
     jax.config.update("jax_enable_x64", config.model.dtype == "float64")
     mesh = make_mesh()
+    replicated = NamedSharding(mesh, P())
     first_process = jax.process_index() == 0
     train_split, eval_split = open_splits(config)
     check_config(config, train_split, eval_split, mesh.size)
@@ -87,11 +88,11 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
     train_view = functools.partial(augment, config=config.data)
     jit_train_step = jax.jit(
         functools.partial(train_step, augment=train_view, label_smoothing=config.label_smoothing),
-        out_shardings=(shardings, NamedSharding(mesh, P())),
+        out_shardings=(shardings, replicated),
         donate_argnums=0,
     )
     jit_eval_step = jax.jit(
-        functools.partial(eval_step, normalize=test_view, flip=config.flip_eval), out_shardings=NamedSharding(mesh, P())
+        functools.partial(eval_step, normalize=test_view, flip=config.flip_eval), out_shardings=replicated
     )
 
     if summary:
@@ -118,7 +119,8 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
     with contextlib.closing(batches), StopSignals() as stop:
         first_batch = next(batches)
         compiled_step = jit_train_step.lower(state, first_batch, step_key).compile()
-        reporter.memory(start, step_memory(compiled_step))
+        if memory := step_memory(compiled_step):
+            reporter.memory(start, memory)
         for step, batch in enumerate(itertools.chain([first_batch], batches), start + 1):
             state, metrics = compiled_step(state, batch, step_key)
             since_report.append(metrics)
@@ -128,7 +130,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
             if step % config.log_every_steps == 0 or leaving:
                 metrics = jax.tree.map(lambda *values: float(np.mean(values)), *jax.device_get(since_report))
                 update = (step - 1) // config.accumulation_steps
-                metrics["learning_rate"] = float(schedule(update) * state.rate_scale)
+                metrics["learning_rate"] = float(schedule(update)) * float(jax.device_get(state.rate_scale))
                 reporter.train(step, config.step_size, metrics)
                 since_report = []
 
@@ -138,7 +140,8 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
                 evaluation = evaluate(functools.partial(jit_eval_step, state), eval_batches)
                 reporter.evaluation(step, evaluation)
                 if plateau:
-                    _, after = plateau.update({}, state.plateau, value=1 - evaluation["accuracy"])
+                    jit_update = jax.jit(plateau.update, out_shardings=replicated)
+                    _, after = jit_update({}, state.plateau, value=1 - evaluation["accuracy"])
                     state = state.replace(plateau=after)
 
             if step % checkpoint_every == 0 or leaving:

@@ -52,8 +52,10 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
     try:
         yield
         multihost_utils.sync_global_devices("the end of the run")
-    except jax.errors.JaxRuntimeError:
-        watch.join(2 * HEARTBEAT_SECONDS)  # it ends the process where another one is lost: that is why
+    except UserError:
+        raise
+    except Exception:  # of several kinds, where a collective fails
+        watch.join(2 * HEARTBEAT_SECONDS)  # it ends this process where another one is lost, which then is the reason
         raise
     finally:
         _ended.set()
