@@ -12,6 +12,7 @@ from vgg_jax.errors import UserError
 MAY_CHANGE = {
     "num_epochs",
     "eval_batch_size",
+    "shard_head",
     "log_every_steps",
     "eval_every_epochs",
     "checkpoint_every_epochs",
