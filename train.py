@@ -4,7 +4,7 @@ Writes to the run's directory (by default runs/NAME for configs/NAME.py): config
 events, curves.png and checkpoints/. The same command again goes on where the last checkpoint is. SIGINT and SIGTERM
 save and leave with exit code 130 and 143; a mistake in the command gives one line and exit code 2. On several machines
 the command runs once for each of them, or for each of their devices: with --distributed where JAX finds the others by
-itself (Slurm, Kubernetes, MPI, Cloud TPU), else with --coordinator HOST:PORT, --num_processes and --process_id.
+itself (Slurm, Open MPI, Kubernetes, Cloud TPU), else with --coordinator HOST:PORT, --num_processes and --process_id.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.evaluation import evaluate
 from vgg_jax.optimizer import make_optimizer, make_plateau, make_schedule
 from vgg_jax.parallel import make_mesh, state_shardings, with_sharded_head
-from vgg_jax.processes import StopSignals, check_alone, joined
+from vgg_jax.processes import StopSignals, check_alone, joined, meet
 from vgg_jax.reporting import NoReporter, Reporter, say
 from vgg_jax.run_directory import open_run
 from vgg_jax.training import create_train_state, eval_step, step_memory, train_step
@@ -81,7 +81,11 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
     source = source_variables(config, model) if config.init_from and starts else None
     shardings = state_shardings(jax.eval_shape(init, init_key, source=source), mesh, config.shard_head)
     state = jax.jit(init, out_shardings=shardings)(init_key, source=source)
-    open_run(workdir, config, write=first_process)
+    if first_process:
+        open_run(workdir, config)
+    meet("the run's directory")
+    if not first_process:
+        open_run(workdir, config, write=False)
     train_loader, eval_loader = (Loader(split, mesh) for split in (train_split, eval_split))
 
     test_view = functools.partial(normalize, mean=config.data.mean, std=config.data.std)
@@ -121,7 +125,9 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
         compiled_step = jit_train_step.lower(state, first_batch, step_key).compile()
         if memory := step_memory(compiled_step):
             reporter.memory(start, memory)
-        for step, batch in enumerate(itertools.chain([first_batch], batches), start + 1):
+        all_batches = itertools.chain([first_batch], batches)
+        del first_batch  # or it would live as long as the run
+        for step, batch in enumerate(all_batches, start + 1):
             state, metrics = compiled_step(state, batch, step_key)
             since_report.append(metrics)
             received = stop.received_before(step)
@@ -162,6 +168,8 @@ def run(config: Config, workdir: str) -> int:
     if DISTRIBUTED.value or COORDINATOR.value:
         processes: contextlib.AbstractContextManager = joined(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     else:
+        if NUM_PROCESSES.value is not None or PROCESS_ID.value is not None:
+            raise UserError("--coordinator is missing; expected HOST:PORT with --num_processes and --process_id")
         check_alone()
         processes = contextlib.nullcontext()
     with processes:

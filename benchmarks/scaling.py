@@ -80,7 +80,7 @@ def held_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def predicted_bytes(depth: int, batch_size: int, devices: int, sharded: bool) -> float:
-    """The same by a formula, in float32.
+    """What `ring_bytes` finds, by a formula, in float32.
 
     Data-parallel, all gradients are summed. With the head in parts those of the convolutions are; the head's inputs
     change hands, forward and backward; and each dense layer's outputs are summed, and their gradients gathered.
@@ -111,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images-per-second", type=float, default=4000.0, help="of one accelerator (%(default)s)")
     rate = parser.parse_args().images_per_second
+    jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     print("| fully connected layers | sent by each device, MB a step | state and batch on each device, MB |")
     print("|---|---|---|")

@@ -379,7 +379,7 @@ def test_corrupt_images_are_skipped_on_request(tmp_path, capsys):
     labels = np.concatenate([batch["label"] for batch in batches])
     replaced = [80 * (i + 1 if i in CORRUPT else i) for step in range(9) for i in train_indices(0, step, 4, 12)]
     assert labels.tolist() == replaced
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     for i in CORRUPT:
         assert said.count(f"example {i} ({i}.JPEG)") == 2  # once by each loader
     assert "the 2. corrupt image" in said
@@ -463,7 +463,7 @@ def test_configuration_against_data_and_devices(data_dir):
         check_config(config, train, test, 8)
     config.accumulation_steps = 1
     config.shard_head, config.model.hidden = True, (60,)
-    with raises_user_error("config.shard_head divides", "among 8 devices", "(60,)"):
+    with raises_user_error("config.shard_head divides", "inputs, 512, 60, among 8 devices"):
         check_config(config, train, test, 8)
     config.shard_head = False
     config.batch_size = 2000

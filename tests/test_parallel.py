@@ -76,6 +76,7 @@ CELLS = [
         for dtype in TOLERANCE
         for devices in (1, 2, 4, 8)
         for sharded in (False, True)
+        if devices > 1 or sharded
     )
 ]
 

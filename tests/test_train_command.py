@@ -171,7 +171,9 @@ def test_without_data_and_network_it_says_where_it_looked(tmp_path):
         (["--config.data.dataset=digit"], "config.data.dataset is 'digit'"),
         (["--workdir=/dev/null/run"], "cannot use the run's directory /dev/null/run"),
         (["--config.accumulation_steps=3"], "config.batch_size is 64; expected a multiple of config.accumulation_st"),
+        (["--process_id=1", "--num_processes=2"], "--coordinator is missing; expected HOST:PORT with --num_proc"),
         (["--distributed"], "cannot join the other processes: coordinator_address should be defined."),
+        (["--coordinator=localhost", "--num_processes=1", "--process_id=0"], "cannot join the other processes: "),
         (["--coordinator=localhost:1"], "cannot join the other processes: Number of processes must be defined."),
         (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
         (["more"], "unexpected argument 'more'"),
@@ -179,8 +181,11 @@ def test_without_data_and_network_it_says_where_it_looked(tmp_path):
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
 def test_a_mistake_gives_one_line_and_exit_code_2(overrides, line, data_dir, tmp_path):
+    clusters = ("SLURM_", "OMPI_", "KUBERNETES_", "JAX_COORDINATOR", "TPU_")  # that JAX would find
     process = subprocess.run(
-        [*command("digits.py", tmp_path / "run", data_dir), *overrides], capture_output=True, text=True, check=False
+        [*command("digits.py", tmp_path / "run", data_dir), *overrides],
+        **dict(capture_output=True, text=True, check=False),
+        env={name: value for name, value in os.environ.items() if not name.startswith(clusters)},
     )
     assert process.returncode == 2
     (error,) = process.stderr.splitlines()

@@ -27,7 +27,7 @@ def make_schedule(config: Config, num_examples: int) -> optax.Schedule:
             updates = [round(epoch * updates_per_epoch) - warmup for epoch in optimizer.step_epochs]
             schedule = optax.piecewise_constant_schedule(rate, dict.fromkeys(updates, optimizer.step_factor))
         case "cosine":
-            schedule = optax.cosine_decay_schedule(rate, num_updates - warmup)
+            schedule = optax.cosine_decay_schedule(rate, max(1, num_updates - warmup))
         case _:
             schedule = optax.constant_schedule(rate)
     if not warmup:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
+import uuid
 from typing import Any
 
 from vgg_jax.errors import UserError
@@ -116,7 +117,7 @@ def _download(url: str, path: str, name: str, md5: str) -> None:
     """Downloads a file; it appears whole and checked, or not at all."""
     from tqdm import tqdm
 
-    partial = path + ".partial"
+    partial = f"{path}.{uuid.uuid4().hex}.partial"  # of several processes, each its own
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with urllib.request.urlopen(url, timeout=10) as response, open(partial, "wb") as file:

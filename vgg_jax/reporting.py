@@ -25,7 +25,7 @@ class Reporter:
 
         self._path = os.path.join(workdir, "metrics.jsonl")
         self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
-        kept = [line for line in read_metrics(self._path) if line["step"] <= start_step]
+        kept = [line for line in read_metrics(self._path) if line["step"] <= start_step] if start_step else []
         with open(self._path + ".partial", "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
         os.replace(self._path + ".partial", self._path)

@@ -12,6 +12,7 @@ from vgg_jax.errors import UserError
 MAY_CHANGE = {
     "num_epochs",
     "eval_batch_size",
+    "flip_eval",
     "shard_head",
     "log_every_steps",
     "eval_every_epochs",
@@ -24,7 +25,7 @@ MAY_CHANGE = {
 def open_run(workdir: str, config: Config, write: bool = True) -> None:
     """Makes the directory and writes `config.json` into it; for a run that goes on, compares with the one there.
 
-    Of several processes one is to `write`.
+    Of several processes the first writes, and then the others only compare, with `write` False.
 
     Raises:
       UserError: where the directory cannot be written, or holds a run of another configuration.
@@ -32,7 +33,10 @@ def open_run(workdir: str, config: Config, write: bool = True) -> None:
     path = os.path.join(workdir, "config.json")
     fields = _flatten(json.loads(json.dumps(dataclasses.asdict(config))))
     try:
-        os.makedirs(workdir, exist_ok=True)
+        if write:
+            os.makedirs(workdir, exist_ok=True)
+        elif not os.path.exists(path):
+            raise UserError(f"{path} is missing; expected what the first process wrote: put --workdir on a shared disk")
         if os.path.exists(path):
             with open(path) as file:
                 defaults = _flatten(json.loads(json.dumps(dataclasses.asdict(Config()))))

@@ -44,10 +44,12 @@ class TrainState(train_state.TrainState):
     def next_ema(self) -> dict[str, Any]:
         """The moving averages after this step; as they were, where it is not the last of a batch that comes in parts.
 
-        The decay is at most (1 + step) / (10 + step), as TensorFlow's, so that the first networks are soon forgotten.
+        After n updates the decay is at most (1 + n) / (10 + n), as TensorFlow's: the first networks are soon forgotten.
         """
-        updated = self.opt_state.mini_step == 0 if isinstance(self.opt_state, optax.MultiStepsState) else True
-        decay = jnp.minimum(self.ema_decay, (1 + self.step) / (10 + self.step))
+        in_parts = isinstance(self.opt_state, optax.MultiStepsState)
+        updates = self.opt_state.gradient_step if in_parts else self.step
+        updated = self.opt_state.mini_step == 0 if in_parts else True
+        decay = jnp.minimum(self.ema_decay, (1 + updates) / (10 + updates))
         new = {"params": self.params, "batch_stats": self.batch_stats}
         return optax.incremental_update(new, self.ema, jnp.where(updated, 1 - decay, 0.0).astype(jnp.float32))
 
@@ -57,8 +59,8 @@ class TrainState(train_state.TrainState):
         return self.variables_with(self.params)
 
     @property
-    def averaged_variables(self) -> dict[str, Any]:
-        """What evaluation applies it to: their moving averages, where there are any."""
+    def evaluated_variables(self) -> dict[str, Any]:
+        """What evaluation applies it to: their moving averages where there are any, else `variables`."""
         return evaluated_variables(vars(self))
 
     def variables_with(self, params: Any) -> dict[str, Any]:
@@ -67,7 +69,7 @@ class TrainState(train_state.TrainState):
 
 
 def evaluated_variables(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables to evaluate, of the fields of a `TrainState`, which may be those of a checkpoint."""
+    """The `params` and `batch_stats` to evaluate, of the fields of a `TrainState` or of a checkpoint of one."""
     trained = fields.get("ema") or fields
     params = {**(fields.get("frozen_params") or {}), **trained["params"]}
     return {"params": params, "batch_stats": trained["batch_stats"] or {}}
@@ -191,7 +193,8 @@ def train_step(
 def step_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     """The bytes that a compiled training step takes of each device: at its `peak`, of it `temporary` ones.
 
-    Nothing where the platform does not say.
+    So the compiler says, of the step alone: not of a split that lives on the device, and of batches read ahead. Nothing
+    where it does not say.
     """
     memory = compiled.memory_analysis()
     if memory is None:
@@ -217,9 +220,9 @@ def eval_step(
       flip: averages the logits of each image and its mirror image.
     """
     images = normalize(batch["image"])
-    logits = state.apply_fn(state.averaged_variables, images, train=False)
+    logits = state.apply_fn(state.evaluated_variables, images, train=False)
     if flip:
-        logits = (logits + state.apply_fn(state.averaged_variables, images[:, :, ::-1], train=False)) / 2
+        logits = (logits + state.apply_fn(state.evaluated_variables, images[:, :, ::-1], train=False)) / 2
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     correct = logits.argmax(-1) == batch["label"]
     weight = batch["weight"]

@@ -2,6 +2,8 @@
 
 import collections
 import contextlib
+import functools
+import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
@@ -16,7 +18,6 @@ from tqdm import tqdm
 from vgg_jax.data.order import alternating_flips, train_indices
 from vgg_jax.data.sources import CorruptImageError, Split
 from vgg_jax.errors import UserError
-from vgg_jax.reporting import say
 
 Batch = dict[str, jax.Array]  # image (N, H, W, C) uint8, label (N,) int32; for evaluation, weight (N,) float32
 Example = dict[str, Any]  # the same of one example, or of a part of a batch on the host
@@ -42,7 +43,7 @@ class Loader:
         """
         self.split = split
         self._corrupt: set[int] = set()
-        self._sharding = NamedSharding(mesh, P("data"))
+        self._sharding = NamedSharding(mesh, P(*mesh.axis_names))
         if resident is None:
             resident = not split.random_views and len(split) * split.view_bytes <= RESIDENT_BYTES
         self._resident = self._place(self._read_all(), NamedSharding(mesh, P())) if resident else None
@@ -62,6 +63,7 @@ class Loader:
         """
         n = len(self.split)
 
+        @functools.lru_cache(maxsize=4)  # the threads ask for each row
         def order(step: int) -> tuple[np.ndarray, np.ndarray]:
             """The examples of a step, and which of them the host mirrors."""
             position = (seed, step, step_size, n, parts)
@@ -184,7 +186,7 @@ class Loader:
             raise UserError(f"{error}; replace it, or leave such images out with --config.data.corrupt_images=skip")
         if index not in self._corrupt:
             self._corrupt.add(index)
-            say(f"skipped, the {len(self._corrupt)}. corrupt image: {error}")
+            tqdm.write(f"skipped, the {len(self._corrupt)}. corrupt image: {error}", file=sys.stderr)  # by any process
         most = min(MOST_CORRUPT, len(self.split) - 1)
         if len(self._corrupt) > most:
             raise UserError(f"{self.split.name} has more than {most} corrupt images; replace them; the last: {error}")

@@ -253,12 +253,11 @@ def check_config(config: Config, train_split: Split, eval_split: Split, num_devi
             f"config.batch_size is {config.batch_size}; expected a multiple of {multiple}, for {num_devices} "
             f"devices{parts}: the nearest are {' and '.join(map(str, valid))}"
         )
-    if config.shard_head:
-        odd = [width for width in config.model.hidden if width % num_devices]
-        if odd or 512 * config.model.pool_size**2 % num_devices:
-            problems.append(
-                f"config.shard_head divides the inputs of the dense layers among {num_devices} devices; expected "
-                f"widths in config.model.hidden, {config.model.hidden}, that are multiples of it"
-            )
+    widths = (512 * config.model.pool_size**2, *config.model.hidden)
+    if config.shard_head and any(width % num_devices for width in widths):
+        problems.append(
+            f"config.shard_head divides the dense layers' inputs, {', '.join(map(str, widths))}, among {num_devices} "
+            "devices; expected multiples of that, or config.shard_head=False"
+        )
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
