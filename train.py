@@ -104,63 +104,64 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
     count, trained = (sum(a.size for a in jax.tree.leaves(p)) for p in (state.variables["params"], state.params))
     parameters = f"{count:,} parameters" + (f", of which {trained:,} train," if trained < count else "")
     say(f"VGG-{model.depth} with {parameters} on {mesh.size} {mesh.devices[0].device_kind} device(s)")
-    say(f"{len(train_split):,} training and {len(eval_split):,} evaluation images; {num_steps:,} steps")
+    with StopSignals() as stop:
+        say(f"{len(train_split):,} training and {len(eval_split):,} evaluation images; {num_steps:,} steps")
 
-    checkpoints = Checkpoints(checkpoint_dir)
-    if checkpoints.latest_step is not None:
-        state = checkpoints.restore(state)
-        say(f"going on from the checkpoint of step {checkpoints.latest_step} in {workdir}")
-    start = int(state.step)
-    if start >= num_steps:
-        say(f"{workdir} is finished: step {start} of {num_steps}; for more, raise --config.num_epochs")
+        checkpoints = Checkpoints(checkpoint_dir)
+        if checkpoints.latest_step is not None:
+            state = checkpoints.restore(state)
+            say(f"going on from the checkpoint of step {checkpoints.latest_step} in {workdir}")
+        start = int(state.step)
+        if start >= num_steps:
+            say(f"{workdir} is finished: step {start} of {num_steps}; for more, raise --config.num_epochs")
+            return 0
+
+        reporter = Reporter(workdir, start, num_steps, steps_per_epoch) if first_process else NoReporter()
+        batches = train_loader.train_batches(
+            config.seed, config.step_size, range(start, num_steps), config.accumulation_steps
+        )
+        since_report = []
+        with contextlib.closing(batches):
+            first_batch = next(batches)
+            compiled_step = jit_train_step.lower(state, first_batch, step_key).compile()
+            if memory := step_memory(compiled_step):
+                reporter.memory(start, memory)
+            all_batches = itertools.chain([first_batch], batches)
+            del first_batch  # or it would live as long as the run
+            for step, batch in enumerate(all_batches, start + 1):
+                state, metrics = compiled_step(state, batch, step_key)
+                since_report.append(metrics)
+                received = stop.received_before(step)
+                leaving = step == num_steps or received is not None
+
+                if step % config.log_every_steps == 0 or leaving:
+                    metrics = jax.tree.map(lambda *values: float(np.mean(values)), *jax.device_get(since_report))
+                    update = (step - 1) // config.accumulation_steps
+                    metrics["learning_rate"] = float(schedule(update)) * float(jax.device_get(state.rate_scale))
+                    reporter.train(step, config.step_size, metrics)
+                    since_report = []
+
+                evaluation = None
+                if step % eval_every == 0 or step == num_steps:
+                    eval_batches = eval_loader.eval_batches(config.eval_batch_size)
+                    evaluation = evaluate(functools.partial(jit_eval_step, state), eval_batches)
+                    reporter.evaluation(step, evaluation)
+                    if plateau:
+                        jit_update = jax.jit(plateau.update, out_shardings=replicated)
+                        _, after = jit_update({}, state.plateau, value=1 - evaluation["accuracy"])
+                        state = state.replace(plateau=after)
+
+                if step % checkpoint_every == 0 or leaving:
+                    checkpoints.save(state, evaluation)
+                if leaving:
+                    break
+        checkpoints.close()
+        reporter.close()
+        if received is not None and step < num_steps:
+            say(f"stopped at step {step}, which is saved; the same command goes on from there")
+            return 128 + received
+        say(f"finished: step {step}; see {os.path.join(workdir, 'curves.png')}")
         return 0
-
-    reporter = Reporter(workdir, start, num_steps, steps_per_epoch) if first_process else NoReporter()
-    batches = train_loader.train_batches(
-        config.seed, config.step_size, range(start, num_steps), config.accumulation_steps
-    )
-    since_report = []
-    with contextlib.closing(batches), StopSignals() as stop:
-        first_batch = next(batches)
-        compiled_step = jit_train_step.lower(state, first_batch, step_key).compile()
-        if memory := step_memory(compiled_step):
-            reporter.memory(start, memory)
-        all_batches = itertools.chain([first_batch], batches)
-        del first_batch  # or it would live as long as the run
-        for step, batch in enumerate(all_batches, start + 1):
-            state, metrics = compiled_step(state, batch, step_key)
-            since_report.append(metrics)
-            received = stop.received_before(step)
-            leaving = step == num_steps or received is not None
-
-            if step % config.log_every_steps == 0 or leaving:
-                metrics = jax.tree.map(lambda *values: float(np.mean(values)), *jax.device_get(since_report))
-                update = (step - 1) // config.accumulation_steps
-                metrics["learning_rate"] = float(schedule(update)) * float(jax.device_get(state.rate_scale))
-                reporter.train(step, config.step_size, metrics)
-                since_report = []
-
-            evaluation = None
-            if step % eval_every == 0 or step == num_steps:
-                eval_batches = eval_loader.eval_batches(config.eval_batch_size)
-                evaluation = evaluate(functools.partial(jit_eval_step, state), eval_batches)
-                reporter.evaluation(step, evaluation)
-                if plateau:
-                    jit_update = jax.jit(plateau.update, out_shardings=replicated)
-                    _, after = jit_update({}, state.plateau, value=1 - evaluation["accuracy"])
-                    state = state.replace(plateau=after)
-
-            if step % checkpoint_every == 0 or leaving:
-                checkpoints.save(state, evaluation)
-            if leaving:
-                break
-    checkpoints.close()
-    reporter.close()
-    if received is not None and step < num_steps:
-        say(f"stopped at step {step}, which is saved; the same command goes on from there")
-        return 128 + received
-    say(f"finished: step {step}; see {os.path.join(workdir, 'curves.png')}")
-    return 0
 
 
 def run(config: Config, workdir: str) -> int:

@@ -394,7 +394,7 @@ def test_too_many_corrupt_images_stop_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "MOST_CORRUPT", 1)
     write_photographs(tmp_path, odd_files())
     split = open_split(photographs_config(tmp_path, corrupt_images="skip"), "train")
-    with raises_user_error("imagenet2012/train has more than 1 corrupt images; replace them; the last:", "8.JPEG"):
+    with raises_user_error("imagenet2012/train has more than 1 corrupt images; replace them; the last:", ".JPEG"):
         Loader(split, mesh(), resident=True)
 
 
