@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
-from vgg_jax.checkpoint import Checkpoints, holds_checkpoint
+from vgg_jax.checkpoint import Checkpoints, saved_steps
 from vgg_jax.config import Config, check_field_name, create_model, field_names, validate
 from vgg_jax.data.augmentation import augment, normalize
 from vgg_jax.data.pipeline import Loader
@@ -77,7 +77,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
         plateau=plateau,
         ema_decay=config.optimizer.ema_decay,
     )
-    starts = not holds_checkpoint(checkpoint_dir)
+    starts = not saved_steps(checkpoint_dir)
     source = source_variables(config, model) if config.init_from and starts else None
     shardings = state_shardings(jax.eval_shape(init, init_key, source=source), mesh, config.shard_head)
     state = jax.jit(init, out_shardings=shardings)(init_key, source=source)
@@ -110,7 +110,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
         checkpoints = Checkpoints(checkpoint_dir)
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(state)
-            say(f"going on from the checkpoint of step {checkpoints.latest_step} in {workdir}")
+            say(f"going on from the checkpoint of step {int(state.step)} in {workdir}")
         start = int(state.step)
         if start >= num_steps:
             say(f"{workdir} is finished: step {start} of {num_steps}; for more, raise --config.num_epochs")
@@ -131,6 +131,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
             for step, batch in enumerate(all_batches, start + 1):
                 state, metrics = compiled_step(state, batch, step_key)
                 since_report.append(metrics)
+                checkpoints.check()
                 received = stop.received_before(step)
                 leaving = step == num_steps or received is not None
 

@@ -1,12 +1,16 @@
 """Checkpoints: what is restored is what was saved, and the right ones are kept."""
 
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
+import pytest
 
+from tests.conftest import raises_user_error
 from vgg_jax.checkpoint import Checkpoints
 from vgg_jax.training import TrainState
 
@@ -55,6 +59,10 @@ def test_the_two_latest_and_the_best_are_kept(tmp_path):
     again = Checkpoints(str(tmp_path))
     assert again.latest_step == 60
     assert_equal_states(again.restore(make_state()), make_state(60))
+    again.save(make_state(70), {"accuracy": 0.8, "loss": 1.0})
+    again.save(make_state(80), None)
+    again.close()
+    assert sorted(int(name) for name in os.listdir(tmp_path)) == [20, 70, 80]  # the best is not forgotten
 
 
 def test_a_partial_save_is_cleaned_and_the_one_before_it_restored(tmp_path):
@@ -67,3 +75,102 @@ def test_a_partial_save_is_cleaned_and_the_one_before_it_restored(tmp_path):
     assert checkpoints.latest_step == 10
     assert_equal_states(checkpoints.restore(make_state()), make_state(10))
     assert os.listdir(tmp_path) == ["10"]
+
+
+def small_state(step):
+    params = {"conv1_1": {"kernel": jnp.arange(300.0) + step, "bias": jnp.float32(step)}}
+    state = TrainState.create(apply_fn=None, params=params, tx=optax.sgd(0.1, momentum=0.9), batch_stats={})
+    return state.replace(step=jnp.asarray(step))
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run") / "checkpoints"
+    checkpoints = Checkpoints(str(directory))
+    for step in (10, 20):
+        checkpoints.save(small_state(step), {"accuracy": 0.5, "loss": 1.0})
+    checkpoints.close()
+    return directory
+
+
+def damage(path, random):
+    """Flips a bit, cuts off the end, or deletes the file; says what it did."""
+    content = bytearray(path.read_bytes())
+    kind = random.choice(["flip", "truncate", "delete"], p=[0.6, 0.2, 0.2])
+    if kind == "delete" or not content:
+        path.unlink()
+    elif kind == "truncate":
+        path.write_bytes(content[: random.integers(len(content))])
+    else:
+        content[random.integers(len(content))] ^= 1 << random.integers(8)
+        path.write_bytes(content)
+    return f"{kind} {path}"
+
+
+# Orbax leaves reads behind where one fails, and they find their event loop closed.
+abandoned_reads = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@abandoned_reads
+@pytest.mark.parametrize("cases", [30, pytest.param(200, marks=pytest.mark.grid)])
+def test_damage_is_found_or_harmless(cases, two_checkpoints, tmp_path, capsys):
+    """Whatever happens to a file of the latest checkpoint: the one before it is used, or all arrays are as saved."""
+    random = np.random.default_rng(cases)
+    fallen_back = 0
+    for i in range(cases):
+        directory = tmp_path / str(i) / "checkpoints"
+        shutil.copytree(two_checkpoints, directory)
+        files = sorted(path for path in (directory / "20").rglob("*") if path.is_file())
+        what = damage(files[random.integers(len(files))], random)
+        capsys.readouterr()
+        restored = Checkpoints(str(directory)).restore(small_state(0))
+        step = int(restored.step)
+        assert step in (10, 20), what
+        assert_equal_states(restored, small_state(step))
+        aside = directory.with_name("checkpoints-corrupt") / "20"
+        assert aside.exists() == (step == 10), what
+        if step == 10:
+            assert "the checkpoint of step 20 is damaged: " in capsys.readouterr().out, what
+            assert os.listdir(directory) == ["10"]
+            fallen_back += 1
+        shutil.rmtree(directory.parent)
+    assert 0 < fallen_back < cases
+
+
+def test_a_flipped_bit_in_an_array_is_named(two_checkpoints, tmp_path, capsys):
+    """Orbax restores it silently wrong; here, the whole array is exchanged for another that is as well formed."""
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, directory)
+    other = small_state(20)
+    other = other.replace(params=jax.tree.map(lambda a: a.at[..., -1:].add(1) if a.ndim else a, other.params))
+    shutil.rmtree(directory / "20" / "default")
+    checkpointer = ocp.StandardCheckpointer()
+    checkpointer.save(
+        directory / "20" / "default",
+        {"step": other.step, "params": other.params, "batch_stats": {}, "opt_state": other.opt_state},
+    )
+    checkpointer.close()
+    assert int(Checkpoints(str(directory)).restore(small_state(0)).step) == 10
+    assert "step 20 is damaged: params/conv1_1/kernel failed the checksum" in capsys.readouterr().out
+
+
+@abandoned_reads
+def test_where_all_are_damaged_it_refuses_and_touches_nothing(two_checkpoints, tmp_path):
+    for files in (("_CHECKPOINT_METADATA",), ("default/manifest.ocdbt",)):
+        directory = tmp_path / files[0].split("/")[0] / "checkpoints"
+        shutil.copytree(two_checkpoints, directory)
+        for step in ("10", "20"):
+            (directory / step / files[0]).write_bytes(b"nothing")
+        before = sorted(str(path) for path in directory.rglob("*"))
+        with raises_user_error("every checkpoint in ", "step 20: ", "step 10: ", "another --workdir"):
+            Checkpoints(str(directory)).restore(small_state(0))
+        assert sorted(str(path) for path in directory.rglob("*")) == before
+        assert not directory.with_name("checkpoints-corrupt").exists()
+
+
+@abandoned_reads
+def test_an_empty_directory_is_no_checkpoint(two_checkpoints, tmp_path):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, directory)
+    (directory / "30").mkdir()
+    assert int(Checkpoints(str(directory)).restore(small_state(0)).step) == 20

@@ -194,14 +194,14 @@ def _load_h5(path: str) -> tuple[VGG, Variables, Preprocessing]:
 
 
 def _load_run(path: str) -> tuple[VGG, Variables, Preprocessing]:
-    from vgg_jax.checkpoint import holds_checkpoint, read_latest
+    from vgg_jax.checkpoint import read_latest, saved_steps
     from vgg_jax.config import create_model
     from vgg_jax.run_directory import read_config
     from vgg_jax.training import evaluated_variables
 
     config = read_config(path)
     directory = os.path.abspath(os.path.join(path, "checkpoints"))
-    if not holds_checkpoint(directory):
+    if not saved_steps(directory):
         raise UserError(f"{path} holds no checkpoint yet")
     if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError(
