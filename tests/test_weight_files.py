@@ -201,7 +201,7 @@ def test_images_of_every_mode():
 # --- convert
 
 
-def test_a_pth_file_cannot_say_what_its_images_want(tmp_path, capsys):
+def test_a_pth_file_cannot_say_what_its_images_want(tmp_path, torchvision, capsys):
     model = VGG(**SMALL)
     own = Preprocessing(32, 32, (0.5,), (0.25,), "L")
     save(tmp_path / "a.safetensors", model, variables_of(model, channels=1), own)
