@@ -11,13 +11,14 @@ Runs `train.py`, one after the other; a run that is complete in the runs' direct
 """
 
 import argparse
-import json
 import os
 import signal
 import statistics
 import subprocess
 import sys
 import time
+
+from vgg_jax.reporting import read_metrics
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SEEDS = range(3)
@@ -29,11 +30,7 @@ INIT_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "head")
 
 def evaluations(workdir: str) -> list[tuple[float, float]]:
     """The epochs and the accuracies of the evaluations so far."""
-    path = os.path.join(workdir, "metrics.jsonl")
-    if not os.path.exists(path):
-        return []
-    with open(path) as file:
-        lines = [json.loads(line) for line in file if line.endswith("\n")]
+    lines = read_metrics(os.path.join(workdir, "metrics.jsonl"))
     return [(line["epoch"], line["accuracy"]) for line in lines if line["kind"] == "eval"]
 
 
