@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 import sys
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -30,27 +31,28 @@ from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.evaluation import evaluate
 from vgg_jax.optimizer import make_optimizer, make_plateau, make_schedule
 from vgg_jax.parallel import make_mesh, state_shardings, with_sharded_head
-from vgg_jax.processes import StopSignals, check_alone, joined, meet
+from vgg_jax.processes import StopSignals, check_alone, joined
 from vgg_jax.reporting import NoReporter, Reporter, say
 from vgg_jax.run_directory import open_run
-from vgg_jax.training import create_train_state, eval_step, step_memory, train_step
+from vgg_jax.tally import NotFiniteError, Tally
+from vgg_jax.training import checked_tensors, create_train_state, eval_step, step_memory, train_step
 from vgg_jax.transfer import source_variables
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: a file of configs/")
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory; by default runs/NAME for configs/NAME.py")
 SUMMARY = flags.DEFINE_bool("summary", False, "print the table of the network's layers before training")
+ALLOW_CHANGES = flags.DEFINE_bool("allow_changes", False, "go on with another configuration than the run's so far")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "this is one of several processes, which JAX finds by itself")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many there are", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this is, from 0", lower_bound=0)
 
 
-def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> int:
+def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allow_changes: bool = False) -> int:
     """Trains as `config` says, or goes on with the run in `workdir`; returns the exit code."""
     jax.config.update("jax_enable_x64", config.model.dtype == "float64")
     mesh = make_mesh()
     replicated = NamedSharding(mesh, P())
-    first_process = jax.process_index() == 0
     train_split, eval_split = open_splits(config)
     check_config(config, train_split, eval_split, mesh.size)
 
@@ -77,16 +79,8 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
         plateau=plateau,
         ema_decay=config.optimizer.ema_decay,
     )
-    starts = not saved_steps(checkpoint_dir)
-    source = source_variables(config, model) if config.init_from and starts else None
+    source = source_variables(config, model) if config.init_from and not saved_steps(checkpoint_dir) else None
     shardings = state_shardings(jax.eval_shape(init, init_key, source=source), mesh, config.shard_head)
-    state = jax.jit(init, out_shardings=shardings)(init_key, source=source)
-    if first_process:
-        open_run(workdir, config)
-    meet("the run's directory")
-    if not first_process:
-        open_run(workdir, config, write=False)
-    train_loader, eval_loader = (Loader(split, mesh) for split in (train_split, eval_split))
 
     test_view = functools.partial(normalize, mean=config.data.mean, std=config.data.std)
     train_view = functools.partial(augment, config=config.data)
@@ -99,70 +93,95 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False) -> i
         functools.partial(eval_step, normalize=test_view, flip=config.flip_eval), out_shardings=replicated
     )
 
-    if summary:
-        say(model.tabulate(init_key, np.zeros((1, *image_shape), np.float32), console_kwargs={"width": 120}))
-    count, trained = (sum(a.size for a in jax.tree.leaves(p)) for p in (state.variables["params"], state.params))
-    parameters = f"{count:,} parameters" + (f", of which {trained:,} train," if trained < count else "")
-    say(f"VGG-{model.depth} with {parameters} on {mesh.size} {mesh.devices[0].device_kind} device(s)")
-    with StopSignals() as stop:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(open_run(workdir, config, allow_changes))
+        state = jax.jit(init, out_shardings=shardings)(init_key, source=source)
+        train_loader, eval_loader = (Loader(split, mesh) for split in (train_split, eval_split))
+        if summary:
+            say(model.tabulate(init_key, np.zeros((1, *image_shape), np.float32), console_kwargs={"width": 120}))
+        count, trained = (sum(a.size for a in jax.tree.leaves(p)) for p in (state.variables["params"], state.params))
+        parameters = f"{count:,} parameters" + (f", of which {trained:,} train," if trained < count else "")
+        say(f"VGG-{model.depth} with {parameters} on {mesh.size} {mesh.devices[0].device_kind} device(s)")
+        stop = stack.enter_context(StopSignals())
         say(f"{len(train_split):,} training and {len(eval_split):,} evaluation images; {num_steps:,} steps")
 
-        checkpoints = Checkpoints(checkpoint_dir)
+        checkpoints, progress = Checkpoints(checkpoint_dir), None
         if checkpoints.latest_step is not None:
-            state = checkpoints.restore(state)
+            state, progress = checkpoints.restore(state)
             say(f"going on from the checkpoint of step {int(state.step)} in {workdir}")
         start = int(state.step)
         if start >= num_steps:
             say(f"{workdir} is finished: step {start} of {num_steps}; for more, raise --config.num_epochs")
             return 0
 
-        reporter = Reporter(workdir, start, num_steps, steps_per_epoch) if first_process else NoReporter()
-        batches = train_loader.train_batches(
-            config.seed, config.step_size, range(start, num_steps), config.accumulation_steps
-        )
-        since_report = []
-        with contextlib.closing(batches):
-            first_batch = next(batches)
-            compiled_step = jit_train_step.lower(state, first_batch, step_key).compile()
-            if memory := step_memory(compiled_step):
-                reporter.memory(start, memory)
-            all_batches = itertools.chain([first_batch], batches)
-            del first_batch  # or it would live as long as the run
-            for step, batch in enumerate(all_batches, start + 1):
-                state, metrics = compiled_step(state, batch, step_key)
-                since_report.append(metrics)
-                checkpoints.check()
-                received = stop.received_before(step)
-                leaving = step == num_steps or received is not None
+        reporter = Reporter(workdir, start, num_steps, steps_per_epoch) if jax.process_index() == 0 else NoReporter()
+        tally = Tally(checked_tensors(state), config.max_skipped_steps, progress)
+        steps = range(start, num_steps)
+        batches = train_loader.train_batches(config.seed, config.step_size, steps, config.accumulation_steps)
+        stack.enter_context(contextlib.closing(batches))
+        stack.enter_context(names_last_good(checkpoints))
 
-                if step % config.log_every_steps == 0 or leaving:
-                    metrics = jax.tree.map(lambda *values: float(np.mean(values)), *jax.device_get(since_report))
-                    update = (step - 1) // config.accumulation_steps
-                    metrics["learning_rate"] = float(schedule(update)) * float(jax.device_get(state.rate_scale))
-                    reporter.train(step, config.step_size, metrics)
-                    since_report = []
+        first_batch = next(batches)
+        compiled_step = jit_train_step.lower(state, first_batch, step_key).compile()
+        if memory := step_memory(compiled_step):
+            reporter.memory(start, memory)
+        all_batches = itertools.chain([first_batch], batches)
+        del first_batch  # or it would live as long as the run
+        for step, batch in enumerate(all_batches, start + 1):
+            state, metrics = compiled_step(state, batch, step_key)
+            tally.add(step, metrics)
+            checkpoints.check()
+            received = stop.received_before(step)
+            leaving = step == num_steps or received is not None
 
-                evaluation = None
-                if step % eval_every == 0 or step == num_steps:
-                    eval_batches = eval_loader.eval_batches(config.eval_batch_size)
-                    evaluation = evaluate(functools.partial(jit_eval_step, state), eval_batches)
-                    reporter.evaluation(step, evaluation)
-                    if plateau:
-                        jit_update = jax.jit(plateau.update, out_shardings=replicated)
-                        _, after = jit_update({}, state.plateau, value=1 - evaluation["accuracy"])
-                        state = state.replace(plateau=after)
+            if step % config.log_every_steps == 0 or step == num_steps:
+                means = tally.report()
+                update = (step - 1 - tally.skipped) // config.accumulation_steps
+                means["learning_rate"] = float(schedule(update)) * float(jax.device_get(state.rate_scale))
+                reporter.train(step, config.step_size, means | ({"skipped": tally.skipped} if tally.skipped else {}))
 
-                if step % checkpoint_every == 0 or leaving:
-                    checkpoints.save(state, evaluation)
-                if leaving:
-                    break
+            evaluation = None
+            if step % eval_every == 0 or step == num_steps:
+                eval_batches = eval_loader.eval_batches(config.eval_batch_size)
+                evaluation = evaluate(functools.partial(jit_eval_step, state), eval_batches)
+                reporter.evaluation(step, evaluation)
+                if plateau:
+                    jit_update = jax.jit(plateau.update, out_shardings=replicated)
+                    _, after = jit_update({}, state.plateau, value=1 - evaluation["accuracy"])
+                    state = state.replace(plateau=after)
+
+            if step % checkpoint_every == 0 or leaving:
+                progress = tally.state()
+                if leaving or not tally.in_a_row:  # a state from which no finite step was taken may be a bad one
+                    checkpoints.save(state, evaluation, progress)
+            if leaving:
+                break
         checkpoints.close()
         reporter.close()
         if received is not None and step < num_steps:
-            say(f"stopped at step {step}, which is saved; the same command goes on from there")
+            saved = "which is" if saved_steps(checkpoint_dir)[-1:] == [step] else "which is not"
+            say(f"stopped at step {step}, {saved} saved; the same command goes on from the last that is")
             return 128 + received
         say(f"finished: step {step}; see {os.path.join(workdir, 'curves.png')}")
         return 0
+
+
+@contextlib.contextmanager
+def names_last_good(checkpoints: Checkpoints) -> Iterator[None]:
+    """Where too many steps in a row are skipped within, says which checkpoint was before them.
+
+    One of the state from which they were taken is put aside, but where the images are at fault.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        latest = checkpoints.latest_step
+        if error.tensor != "images":
+            latest = checkpoints.reject_from(error.first_step - 1, "was followed by no finite step")
+        checkpoints.close()
+        good = "there is no good checkpoint" if latest is None else f"the last good checkpoint is that of step {latest}"
+        remedy = "see what the data hold" if error.tensor == "images" else "try a smaller learning rate, or clip_norm"
+        raise UserError(f"{error}; {good}; {remedy}") from error
 
 
 def run(config: Config, workdir: str) -> int:
@@ -175,7 +194,7 @@ def run(config: Config, workdir: str) -> int:
         check_alone()
         processes = contextlib.nullcontext()
     with processes:
-        return train_and_evaluate(config, workdir, SUMMARY.value)
+        return train_and_evaluate(config, workdir, SUMMARY.value, ALLOW_CHANGES.value)
 
 
 def parse(argv: list[str]) -> tuple[Config, str]:
@@ -218,7 +237,7 @@ def main(argv: list[str]) -> int:
         print(__doc__, flags.FLAGS.main_module_help(), "\nFields of the configuration:", sep="\n")
         print("\n".join(f"  --config.{name}" for name in field_names()))
         return 0
-    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax warn of what is checked here
+    logging.set_verbosity(logging.FATAL)  # TFDS and Orbax log what is checked or reported here, with tracebacks
     return report_mistakes("train.py", lambda: run(*parse(argv)))
 
 

@@ -44,7 +44,7 @@ def test_a_save_holds_the_state_of_its_moment_although_the_next_step_overwrites_
         for _ in range(3):
             state = advance(state)
     checkpoints.close()
-    assert_equal_states(Checkpoints(str(tmp_path)).restore(make_state()), saved)
+    assert_equal_states(Checkpoints(str(tmp_path)).restore(make_state())[0], saved)
 
 
 def test_the_two_latest_and_the_best_are_kept(tmp_path):
@@ -58,7 +58,7 @@ def test_the_two_latest_and_the_best_are_kept(tmp_path):
     assert sorted(int(name) for name in os.listdir(tmp_path)) == [20, 50, 60]
     again = Checkpoints(str(tmp_path))
     assert again.latest_step == 60
-    assert_equal_states(again.restore(make_state()), make_state(60))
+    assert_equal_states(again.restore(make_state())[0], make_state(60))
     again.save(make_state(70), {"accuracy": 0.8, "loss": 1.0})
     again.save(make_state(80), None)
     again.close()
@@ -73,7 +73,7 @@ def test_a_partial_save_is_cleaned_and_the_one_before_it_restored(tmp_path):
     os.rename(tmp_path / "20", tmp_path / "20.orbax-checkpoint-tmp")  # what a kill during the save leaves
     checkpoints = Checkpoints(str(tmp_path))
     assert checkpoints.latest_step == 10
-    assert_equal_states(checkpoints.restore(make_state()), make_state(10))
+    assert_equal_states(checkpoints.restore(make_state())[0], make_state(10))
     assert os.listdir(tmp_path) == ["10"]
 
 
@@ -123,7 +123,7 @@ def test_damage_is_found_or_harmless(cases, two_checkpoints, tmp_path, capsys):
         files = sorted(path for path in (directory / "20").rglob("*") if path.is_file())
         what = damage(files[random.integers(len(files))], random)
         capsys.readouterr()
-        restored = Checkpoints(str(directory)).restore(small_state(0))
+        restored = Checkpoints(str(directory)).restore(small_state(0))[0]
         step = int(restored.step)
         assert step in (10, 20), what
         assert_equal_states(restored, small_state(step))
@@ -150,7 +150,7 @@ def test_a_flipped_bit_in_an_array_is_named(two_checkpoints, tmp_path, capsys):
         {"step": other.step, "params": other.params, "batch_stats": {}, "opt_state": other.opt_state},
     )
     checkpointer.close()
-    assert int(Checkpoints(str(directory)).restore(small_state(0)).step) == 10
+    assert int(Checkpoints(str(directory)).restore(small_state(0))[0].step) == 10
     assert "step 20 is damaged: params/conv1_1/kernel failed the checksum" in capsys.readouterr().out
 
 
@@ -163,7 +163,7 @@ def test_where_all_are_damaged_it_refuses_and_touches_nothing(two_checkpoints, t
             (directory / step / files[0]).write_bytes(b"nothing")
         before = sorted(str(path) for path in directory.rglob("*"))
         with raises_user_error("every checkpoint in ", "step 20: ", "step 10: ", "another --workdir"):
-            Checkpoints(str(directory)).restore(small_state(0))
+            Checkpoints(str(directory)).restore(small_state(0))[0]
         assert sorted(str(path) for path in directory.rglob("*")) == before
         assert not directory.with_name("checkpoints-corrupt").exists()
 
@@ -173,4 +173,4 @@ def test_an_empty_directory_is_no_checkpoint(two_checkpoints, tmp_path):
     directory = tmp_path / "checkpoints"
     shutil.copytree(two_checkpoints, directory)
     (directory / "30").mkdir()
-    assert int(Checkpoints(str(directory)).restore(small_state(0)).step) == 20
+    assert int(Checkpoints(str(directory)).restore(small_state(0))[0].step) == 20

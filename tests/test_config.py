@@ -38,11 +38,11 @@ def test_shipped_configs_are_valid_and_say_where_they_come_from(path):
         ("data.image_size", 16, "config.data.image_size is 16; expected at least 32, which the max pools"),
         ("data.train_view", "flip", "config.data.train_view is 'flip'; expected one of pad_crop, random_resized_crop"),
         ("data.mean", (0.5,), "config.data.mean is (0.5,); expected as many channels as config.data.std, 3"),
-        ("optimizer.learning_rate", -1.0, "config.optimizer.learning_rate is -1.0; expected more than 0, and finite"),
+        ("optimizer.learning_rate", -1.0, "config.optimizer.learning_rate is -1.0; expected more than 0"),
         (
             "optimizer.learning_rate",
             float("nan"),
-            "config.optimizer.learning_rate is nan; expected more than 0, and finite",
+            "config.optimizer.learning_rate is nan; expected finite numbers",
         ),
         ("accumulation_steps", 0, "config.accumulation_steps is 0; expected 1 or more"),
         ("accumulation_steps", 3, "config.batch_size is 128; expected a multiple of config.accumulation_steps, 3"),

@@ -89,7 +89,7 @@ def test_learns_the_digits(config, epochs, fields, least, data_dir, tmp_path):
     assert config_written["num_epochs"] == epochs
     assert config_written["optimizer"]["momentum"] == 0.9
     names = {path.name.split(".")[0] for path in tmp_path.iterdir()}
-    assert names == {"config", "metrics", "events", "curves", "checkpoints"}
+    assert names == {"", "config", "metrics", "events", "curves", "checkpoints"}  # the first is .lock
 
 
 def test_cifar10_stopped_and_resumed_equals_a_run_never_stopped(tmp_path):

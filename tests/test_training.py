@@ -262,13 +262,14 @@ def test_training_step_exports_for_every_platform():
     key = jax.eval_shape(lambda: jax.random.key(0))
     exported = jax.export.export(jax.jit(train_step), platforms=("cpu", "cuda", "tpu"))(state, batch, key)
     assert exported.platforms == ("cpu", "cuda", "tpu")
-    assert len(exported.out_avals) == len(jax.tree.leaves(state)) + 2
+    assert len(exported.out_avals) == len(jax.tree.leaves(state)) + 3  # loss, accuracy, finite
 
 
 def test_the_step_runs_where_only_the_model_is_installed():
-    """The state of a plain network has no statistics, and the step gives scalars."""
+    """The state of a plain network has no statistics; the step gives scalars, and what of it is finite."""
     state = make_state()
     assert state.batch_stats == {}
     new_state, metrics = jax.jit(train_step)(state, make_batches(1, 4)[0], jax.random.key(0))
     assert int(new_state.step) == 1
-    assert {name: value.shape for name, value in metrics.items()} == {"loss": (), "accuracy": ()}
+    tensors = 2 + len(jax.tree.leaves(state.params))
+    assert {name: value.shape for name, value in metrics.items()} == {"loss": (), "accuracy": (), "finite": (tensors,)}

@@ -1,12 +1,6 @@
-"""Checkpoints of a run, by Orbax: the latest and the best, with a checksum for every array.
-
-Orbax commits a checkpoint whole or not at all, but restores a damaged one without a word. So the SHA-256 of each array
-is saved beside it and compared when it is read; where they differ, the newest checkpoint that is whole takes its place.
-"""
+"""Checkpoints of a run, by Orbax: the latest and the best; where one is damaged, the newest that is whole."""
 
 import contextlib
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -19,18 +13,17 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from vgg_jax.errors import UserError, first_line
+from vgg_jax.integrity import describe, difference, named_arrays, named_leaves, read_metadata
 from vgg_jax.reporting import say
 from vgg_jax.training import TrainState
-
-METADATA = "_CHECKPOINT_METADATA"  # Orbax's file of a checkpoint, with our checksums in it
 
 
 class Checkpoints:
     """The directory of a run's checkpoints; keeps the two latest and the one of the best accuracy.
 
     A checkpoint holds everything that changes in a run: step, parameters (with the frozen ones), running statistics,
-    optimizer state, that of a plateau schedule, moving averages. The order of the data and every random number follow
-    from the seed and the step. Saves happen in the background.
+    optimizer state, that of a plateau schedule, moving averages, and what is not reported yet. The order of the data
+    and every random number follow from the seed and the step. Saves happen in the background.
     """
 
     def __init__(self, directory: str) -> None:
@@ -41,19 +34,26 @@ class Checkpoints:
         """
         self._directory = os.path.abspath(directory)
         problems = {step: _metadata_problem(self._path(step)) for step in saved_steps(self._directory)}
-        self._corrupt = {step: problem for step, problem in problems.items() if problem}
-        if problems and len(self._corrupt) == len(problems):
-            raise _all_corrupt(self._directory, self._corrupt)
-        self._set_aside()
+        corrupt = {step: problem for step, problem in problems.items() if problem}
+        if problems and len(corrupt) == len(problems):
+            raise _all_corrupt(self._directory, corrupt)
+        self._set_aside({step: f"is damaged: {problem}" for step, problem in corrupt.items()})
         self._manager = _open(self._directory)
+        self._saving = False  # a save whose outcome is not known yet
 
     @property
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint; None where there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
-        """Starts to save `state`, with its evaluation if there was one, unless its step is saved already.
+    def save(self, state: TrainState, metrics: dict[str, float] | None, progress: Any = None) -> None:
+        """Starts to save `state`, unless its step is saved already, or an array of it is not finite.
+
+        Args:
+          state: what is saved.
+          metrics: its evaluation, with the `accuracy` by which it may be the best; None where there was none. One that
+            is not finite does not count.
+          progress: what else `restore` is to give back, as JSON has it.
 
         Raises:
           UserError: where this save, or the one before, has failed, as on a full disk.
@@ -61,33 +61,56 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
-        arrays = _arrays(state)
-        args = ocp.args.StandardSave(arrays)
+        tree = _arrays(state)
+        arrays = named_arrays(tree)
+        learned = [name for name in arrays if not name.startswith("plateau/")]  # which begins with infinity
+        if bad := [name for name in learned if not np.isfinite(arrays[name]).all()]:
+            say(f"step {step} is not saved: {bad[0]} is not finite")
+            return
+        if metrics and not np.isfinite(list(metrics.values())).all():
+            metrics = None
         with self._names_failure():
-            self._manager.save(step, args=args, metrics=metrics, custom_metadata={"sha256": checksums(arrays)})
+            if not os.path.isdir(self._directory):
+                raise FileNotFoundError("the directory is gone")
+            metadata = describe(arrays, metrics, progress)
+            self._manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics, custom_metadata=metadata)
+            self._saving = True
 
     def check(self) -> None:
         """Raises UserError where a save in the background has failed."""
-        with self._names_failure():
-            self._manager.check_for_errors()
+        if self._saving and not self._manager.is_saving_in_progress():
+            self._saving = False
+            with self._names_failure():
+                self._manager.wait_until_finished()  # raises, where the manager's check_for_errors does not
 
-    def restore(self, state: TrainState) -> TrainState:
-        """`state` with the arrays of the newest checkpoint that is whole, laid over the devices as those of `state`.
+    def restore(self, state: TrainState) -> tuple[TrainState, Any]:
+        """`state` with the arrays of the newest checkpoint that is whole, and the progress saved with them.
 
-        Newer ones are moved to the directory's neighbour `checkpoints-corrupt`, each with a line that says why.
+        The arrays lie on the devices as those of `state`. Newer checkpoints are moved to the directory's neighbour
+        `checkpoints-corrupt`, each with a line that says why.
 
         Raises:
-          UserError: where no checkpoint is whole. Nothing is moved then.
+          UserError: where no checkpoint is whole, or it is one of other arrays. Nothing is moved then.
         """
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(state))
+        tree = _arrays(state)
+        self._check_shapes(tree)
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
         def read(step: int) -> Any:
             return self._manager.restore(step, args=ocp.args.StandardRestore(target))
 
-        arrays, self._corrupt = _newest_whole(self._directory, self._manager.all_steps(), read)
-        self._set_aside()
+        arrays, step, corrupt = _newest_whole(self._directory, self._manager.all_steps(), read)
+        self._set_aside({step: f"is damaged: {problem}" for step, problem in corrupt.items()})
         self._manager.reload()
-        return state.replace(**arrays)
+        return state.replace(**arrays), read_metadata(self._path(step))["progress"]
+
+    def reject_from(self, step: int, reason: str) -> int | None:
+        """Moves the checkpoints from this step on to `checkpoints-corrupt`; returns the latest that is left."""
+        with self._names_failure():
+            self._manager.wait_until_finished()
+        self._set_aside({s: reason for s in saved_steps(self._directory) if s >= step})
+        self._manager.reload()
+        return self.latest_step
 
     def close(self) -> None:
         """Waits until every save is complete.
@@ -102,19 +125,28 @@ class Checkpoints:
     def _path(self, step: int) -> str:
         return os.path.join(self._directory, str(step))
 
-    def _set_aside(self) -> None:
-        """Moves the checkpoints that are corrupt; the first process does, and the others wait."""
-        for step, problem in self._corrupt.items():
+    def _check_shapes(self, tree: Any) -> None:
+        saved = read_metadata(self._path(self._manager.latest_step()))["shapes"]
+        expected = {name: list(leaf.shape) for name, leaf in named_leaves(tree).items()}
+        if saved != expected:
+            name = min(name for name in saved.keys() | expected.keys() if saved.get(name) != expected.get(name))
+            raise UserError(
+                f"the checkpoints in {self._directory} are of another network or optimizer: {name} is "
+                f"{saved.get(name, 'absent')} there, expected {expected.get(name, 'none')}; take another --workdir"
+            )
+
+    def _set_aside(self, steps: dict[int, str]) -> None:
+        """Moves checkpoints, each for a reason; the first process does, and the others wait."""
+        for step, reason in steps.items():
             aside = os.path.join(f"{self._directory}-corrupt", str(step))
-            say(f"the checkpoint of step {step} is damaged: {problem}; it is kept in {aside}")
+            say(f"the checkpoint of step {step} {reason}; it is kept in {aside}")
             if jax.process_index() == 0:
                 os.makedirs(os.path.dirname(aside), exist_ok=True)
                 while os.path.exists(aside):
                     aside += "-again"
                 os.rename(self._path(step), aside)
-        if self._corrupt and jax.process_count() > 1:
-            multihost_utils.sync_global_devices("corrupt checkpoints are set aside")
-        self._corrupt = {}
+        if steps and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoints are set aside")
 
     @contextlib.contextmanager
     def _names_failure(self) -> Iterator[None]:
@@ -141,7 +173,7 @@ def read_latest(directory: str) -> dict[str, Any]:
         saved = checkpointer.metadata(path).item_metadata.tree
         return checkpointer.restore(path, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved))
 
-    arrays, corrupt = _newest_whole(directory, saved_steps(directory), read)
+    arrays, _, corrupt = _newest_whole(directory, saved_steps(directory), read)
     for step, problem in corrupt.items():
         say(f"the checkpoint of step {step} in {directory} is damaged: {problem}; an older one is used")
     return jax.tree.map(np.asarray, arrays)
@@ -152,45 +184,23 @@ def saved_steps(directory: str) -> list[int]:
     return sorted(int(name) for name in os.listdir(directory) if name.isdigit()) if os.path.isdir(directory) else []
 
 
-def checksums(arrays: Any) -> dict[str, str]:
-    """The SHA-256 of each array of a tree, by its path: params/conv1_1/kernel."""
-
-    def checksum(array: Any) -> str:
-        if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
-            array = multihost_utils.process_allgather(array, tiled=True)
-        array = np.asarray(array)
-        digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
-        return digest.hexdigest()
-
-    leaves = jax.tree_util.tree_leaves_with_path(arrays)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): checksum(leaf) for path, leaf in leaves}
-
-
-def _newest_whole(directory: str, steps: Iterable[int], read: Callable[[int], Any]) -> tuple[Any, dict[int, str]]:
-    """What `read` gives of the newest step whose checksums are right; and what is wrong with the newer ones."""
+def _newest_whole(directory: str, steps: Iterable[int], read: Callable[[int], Any]) -> tuple[Any, int, dict[int, str]]:
+    """What `read` gives of the newest step whose checksums are right, that step, and what is wrong with newer ones."""
     corrupt: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
-        problem, arrays = _metadata_problem(os.path.join(os.path.abspath(directory), str(step))), None
+        path = os.path.join(os.path.abspath(directory), str(step))
+        problem, arrays = _metadata_problem(path), None
         if not problem:
             try:
                 arrays = read(step)
             except Exception as error:  # of many kinds, from Orbax, TensorStore and the system
                 problem = f"it cannot be read: {first_line(error)}"
         if not problem:
-            problem = _checksum_problem(os.path.join(directory, str(step)), arrays)
+            problem = difference(read_metadata(path)["sha256"], named_arrays(arrays))
         if not problem:
-            return arrays, corrupt
+            return arrays, step, corrupt
         corrupt[step] = problem
     raise _all_corrupt(directory, corrupt)
-
-
-def _checksum_problem(path: str, arrays: Any) -> str | None:
-    with open(os.path.join(path, METADATA)) as file:
-        saved = json.load(file)["custom_metadata"]["sha256"]
-    found = checksums(arrays)
-    wrong = [name for name in sorted(saved.keys() | found.keys()) if saved.get(name) != found.get(name)]
-    return f"{', '.join(wrong[:3])} failed the checksum" if wrong else None
 
 
 def _metadata_problem(path: str) -> str | None:
@@ -203,10 +213,9 @@ def _metadata_problem(path: str) -> str | None:
         try:
             with _open(alone, read_only=True) as manager:
                 step = int(os.path.basename(path))
-                dict(manager.metadata(step).custom_metadata["sha256"])
-                metrics = manager.metrics(step)
-                if metrics is not None:
-                    float(metrics["accuracy"])
+                manager.metadata(step)
+                if manager.metrics(step) != read_metadata(path)["metrics"]:
+                    raise ValueError("the evaluation is not the one that was saved")
         except Exception as error:  # of many kinds, from Orbax, TensorStore and the system
             return f"its metadata cannot be read: {type(error).__name__}: {first_line(error)}"
     return None

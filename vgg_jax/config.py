@@ -108,6 +108,7 @@ class Config:
     init_from: str = ""  # a file of weights, a run's directory or a name of load_pretrained
     init_layers: tuple[str, ...] = ("features",)  # that are taken from it: names of layers, "features", "head"
     freeze: tuple[str, ...] = ()  # the layers that stay as they are, named likewise
+    max_skipped_steps: int = 10  # so many in a row, whose loss, gradient or statistics are not finite, end the run
     log_every_steps: int = 50
     eval_every_epochs: float = 1.0
     checkpoint_every_epochs: float = 1.0
@@ -186,7 +187,13 @@ def _type_problems(node: Any, path: str) -> list[str]:
         elif not _has_type(value, field.type):
             name = getattr(field.type, "__name__", str(field.type)) if not typing.get_args(field.type) else field.type
             problems.append(f"{where} is {value!r}; expected {name}")
+        elif any(isinstance(number, float) and not math.isfinite(number) for number in _numbers(value)):
+            problems.append(f"{where} is {value!r}; expected finite numbers")
     return problems
+
+
+def _numbers(value: Any) -> list[Any]:
+    return [n for v in value for n in _numbers(v)] if isinstance(value, tuple) else [value]
 
 
 def _has_type(value: Any, annotation: Any) -> bool:
@@ -213,6 +220,7 @@ def _value_problems(config: Config) -> list[str]:
         ("batch_size", config.batch_size % max(config.accumulation_steps, 1) == 0,
          f"a multiple of config.accumulation_steps, {config.accumulation_steps}"),
         ("seed", 0 <= config.seed < 2**32, "0 up to 2**32 - 1"),
+        ("max_skipped_steps", config.max_skipped_steps > 0, "1 or more"),
         ("log_every_steps", config.log_every_steps > 0, "1 or more"),
         ("eval_every_epochs", config.eval_every_epochs > 0, "more than 0"),
         ("checkpoint_every_epochs", config.checkpoint_every_epochs > 0, "more than 0"),
@@ -234,7 +242,7 @@ def _value_problems(config: Config) -> list[str]:
         ("data.corrupt_images", data.corrupt_images in CORRUPT_IMAGES, f"one of {', '.join(CORRUPT_IMAGES)}"),
         ("data.num_threads", data.num_threads >= 0, "0 or more"),
         ("optimizer.name", optimizer.name in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
-        ("optimizer.learning_rate", 0 < optimizer.learning_rate < math.inf, "more than 0, and finite"),
+        ("optimizer.learning_rate", optimizer.learning_rate > 0, "more than 0"),
         ("optimizer.reference_batch_size", optimizer.reference_batch_size >= 0, "0 or more"),
         ("optimizer.decayed", optimizer.decayed in DECAYED, f"one of {', '.join(DECAYED)}"),
         ("optimizer.ema_decay", 0 <= optimizer.ema_decay < 1, "at least 0 and below 1"),

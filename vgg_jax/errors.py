@@ -9,8 +9,9 @@ class UserError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line of at most 200 characters; its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """What an error says, in a line of some 200 characters, its begin and its end; its kind where it says nothing."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 200 else f"{line[:70]} ... {line[-130:]}"
 
 
 def report_mistakes(name: str, command: Callable[[], int]) -> int:

@@ -1,6 +1,8 @@
 """What a run says and leaves behind: progress, `metrics.jsonl`, TensorBoard events, `curves.png`."""
 
+import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -8,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from vgg_jax.errors import UserError
 
 Item = TypeVar("Item")
 
@@ -26,16 +30,17 @@ class Reporter:
         self._path = os.path.join(workdir, "metrics.jsonl")
         self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
         kept = [line for line in read_metrics(self._path) if line["step"] <= start_step] if start_step else []
-        with open(self._path + ".partial", "w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-        os.replace(self._path + ".partial", self._path)
-        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - close() closes it
+        with self._names_failure():
+            with open(self._path + ".partial", "w") as file:
+                file.writelines(json.dumps(line) + "\n" for line in kept)
+            os.replace(self._path + ".partial", self._path)
+            self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - close() closes it
         self._events = SummaryWriter(workdir, purge_step=start_step + 1)
         self._bar = tqdm(total=num_steps, initial=start_step, desc="training", unit=" steps", disable=None)
         self._start = self._last = (time.perf_counter(), start_step)
 
     def train(self, step: int, batch_size: int, metrics: dict[str, float]) -> None:
-        """Reports the mean `loss`, `accuracy` and the `learning_rate` of the steps since the last call."""
+        """Reports the mean `loss`, `accuracy` and what else there is of the steps since the last call."""
         now = time.perf_counter()
         seconds, steps = now - self._last[0], step - self._last[1]
         self._last = (now, step)
@@ -66,10 +71,22 @@ class Reporter:
         self._show(kind, step, metrics, seconds_left)
 
     def _record(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        epoch = step / self._steps_per_epoch
-        self._file.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **metrics}) + "\n")
+        epoch = round(step / self._steps_per_epoch, 4)
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # as JSON has it
+        with self._names_failure():
+            self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **finite}) + "\n")
         for name, value in metrics.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    @contextlib.contextmanager
+    def _names_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._path}: {error.strerror}; make room, or mend what is wrong, and the same command "
+                "goes on from the last checkpoint"
+            ) from error
 
     def _show(self, kind: str, step: int, metrics: Mapping[str, float], seconds_left: float | None = None) -> None:
         epoch = step / self._steps_per_epoch
@@ -134,7 +151,7 @@ def draw_curves(workdir: str) -> None:
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for kind, label, style in (("train", "training", "-"), ("eval", "evaluation", "o-")):
-            points = [(line["epoch"], line[name]) for line in lines if line["kind"] == kind]
+            points = [(line["epoch"], line[name]) for line in lines if line["kind"] == kind and line[name] is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), style, markersize=3, label=label)
         axes.set_xlabel("epoch")
@@ -142,7 +159,7 @@ def draw_curves(workdir: str) -> None:
         if name == "loss":
             axes.set_yscale("log")  # it falls by decades, and the first evaluations may be far above
         axes.grid(alpha=0.3)
-        if lines:
+        if axes.lines:
             axes.legend()
     evaluations = [line["accuracy"] for line in lines if line["kind"] == "eval"]
     if evaluations:

@@ -1,5 +1,7 @@
 """The training state and the pure functions that make and advance it."""
 
+import functools
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -163,8 +165,9 @@ def train_step(
       label_smoothing: the part of each label that is spread over all classes, as PyTorch's cross entropy does.
 
     Returns:
-      The state after the step, and the batch's mean `loss` (cross entropy with the smoothed labels) and `accuracy`
-      before it, as scalars.
+      The state after the step, and of the batch before it the mean `loss` (cross entropy with the smoothed labels) and
+      `accuracy`, scalars, and `finite`, a boolean for each of `checked_tensors`. Where one of those is not finite, the
+      state stays as it was but for its step, with which the next one takes other random numbers.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     images = augment(augment_key, batch["image"])
@@ -187,7 +190,32 @@ def train_step(
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     accuracy = (logits.argmax(-1) == batch["label"]).mean()
-    return state.apply_gradients(grads=gradients, batch_stats=batch_stats), {"loss": loss, "accuracy": accuracy}
+    checked = _in_order(images, batch_stats, loss, gradients)
+    finite = jnp.stack([jnp.isfinite(tensor).all() for tensor in checked.values()])
+    after = state.apply_gradients(grads=gradients, batch_stats=batch_stats)
+    state = jax.tree.map(functools.partial(jnp.where, finite.all()), after, state).replace(step=after.step)
+    return state, {"loss": loss, "accuracy": accuracy, "finite": finite}
+
+
+def checked_tensors(state: TrainState) -> list[str]:
+    """The names of what has to be finite in a step: gradients/conv1_1/kernel. In the order in which it is computed."""
+    return list(_in_order(None, state.batch_stats, None, state.params))
+
+
+def _in_order(images: Any, batch_stats: Any, loss: Any, gradients: Any) -> dict[str, Any]:
+    """The tensors by name, the statistics from conv1_1 on (then bn1_1, ..., fc8), the gradients from fc8."""
+
+    def layers(kind: str, tree: Any) -> list[tuple[str, Any]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        leaves.sort(key=lambda leaf: (re.sub(r"\D", "", leaf[0][0].key), leaf[0][0].key.startswith("bn")))
+        return [(f"{kind}/{jax.tree_util.keystr(path, simple=True, separator='/')}", leaf) for path, leaf in leaves]
+
+    return {
+        "images": images,
+        **dict(layers("batch_stats", batch_stats)),
+        "loss": loss,
+        **dict(reversed(layers("gradients", gradients))),
+    }
 
 
 def step_memory(compiled: jax.stages.Compiled) -> dict[str, int]:

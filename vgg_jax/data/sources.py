@@ -166,7 +166,7 @@ def open_split(config: DataConfig, split: str) -> Split:
 
     import tensorflow_datasets as tfds
 
-    if config.dataset in preparation.NAMES:
+    if config.dataset in preparation.NAMES and "://" not in data_dir:  # in a bucket it is only read
         preparation.prepare(config.dataset, data_dir)
     try:
         builder = preparation.open_prepared(config.dataset, data_dir)

@@ -1,0 +1,102 @@
+"""What checkpoints cost: epochs with a save after each, beside epochs without, in turn in one process.
+
+    python benchmarks/checkpoints.py [--rounds N] [--config FILE]
+
+A block is two epochs of the recipe, and the time until its saves are complete. Prints the median time of a block with
+saves (integrity checks and all), of one without, and of what of it the loop waits in `save`.
+"""
+
+import argparse
+import functools
+import os
+import platform
+import runpy
+import statistics
+import tempfile
+import time
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vgg_jax.checkpoint import Checkpoints
+from vgg_jax.config import create_model
+from vgg_jax.data.augmentation import augment
+from vgg_jax.data.pipeline import Loader
+from vgg_jax.data.sources import open_splits
+from vgg_jax.optimizer import make_optimizer, make_schedule
+from vgg_jax.parallel import make_mesh
+from vgg_jax.tally import Tally
+from vgg_jax.training import checked_tensors, create_train_state, train_step
+
+EPOCHS = 2
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--config", default=os.path.join(os.path.dirname(__file__), "..", "configs", "digits.py"))
+    arguments = parser.parse_args()
+    config = runpy.run_path(arguments.config)["get_config"]()
+
+    mesh = make_mesh()
+    split, _ = open_splits(config)
+    optimizer = make_optimizer(config.optimizer, make_schedule(config, len(split)), config.accumulation_steps)
+    image_shape = (config.data.image_size, config.data.image_size, split.channels)
+    init = functools.partial(
+        create_train_state, model=create_model(config.model), optimizer=optimizer, image_shape=image_shape
+    )
+    state = jax.jit(init, out_shardings=NamedSharding(mesh, P()))(jax.random.key(0))
+    view = functools.partial(augment, config=config.data)
+    step = jax.jit(functools.partial(train_step, augment=view), donate_argnums=0)
+    loader = Loader(split, mesh)
+    steps_per_epoch = config.steps_per_epoch(len(split))
+
+    def block(state, checkpoints):
+        """Two epochs from this state on; the state after them, their seconds, and those of the calls of `save`."""
+        start, waited = time.perf_counter(), 0.0
+        first = int(state.step)
+        tally = Tally(checked_tensors(state), max_skipped=10)
+        steps = range(first, first + EPOCHS * steps_per_epoch)
+        for i, batch in enumerate(loader.train_batches(0, config.step_size, steps), 1):
+            state, metrics = step(state, batch, jax.random.key(1))
+            tally.add(first + i, metrics)
+            if checkpoints:
+                checkpoints.check()
+                if i % steps_per_epoch == 0:
+                    progress = tally.state()  # waits for the step
+                    before = time.perf_counter()
+                    checkpoints.save(state, None, progress)
+                    waited += time.perf_counter() - before
+        jax.block_until_ready(state)
+        if checkpoints:
+            checkpoints.close()
+        return state, time.perf_counter() - start, waited
+
+    times: dict[bool, list[float]] = {False: [], True: []}
+    waits = []
+    with tempfile.TemporaryDirectory() as directory:
+        state, *_ = block(state, None)  # compiles
+        for i in range(arguments.rounds):
+            for saves in (False, True) if i % 2 else (True, False):
+                checkpoints = Checkpoints(os.path.join(directory, str(i))) if saves else None
+                state, seconds, waited = block(state, checkpoints)
+                times[saves].append(seconds)
+                if saves:
+                    waits.append(waited)
+                    print(f"round {i + 1}: with {seconds:.2f} s", flush=True)
+                else:
+                    print(f"round {i + 1}: without {seconds:.2f} s", flush=True)
+    without, with_saves = (statistics.median(times[saves]) for saves in (False, True))
+    size = sum(a.nbytes for a in jax.tree.leaves((state.params, state.batch_stats, state.opt_state)))
+    print(
+        f"{platform.processor() or platform.machine()}, JAX {jax.__version__}, {mesh.size} device(s); "
+        f"{size / 1e6:.0f} MB a checkpoint, {EPOCHS * steps_per_epoch} steps and {EPOCHS} saves a block:\n"
+        f"without {without:.2f} s, with {with_saves:.2f} s: {with_saves / without - 1:+.1%}; "
+        f"in save {statistics.median(waits) / with_saves:.1%}"
+    )
+
+
+if __name__ == "__main__":
+    main()
