@@ -231,12 +231,19 @@ def parse(argv: list[str]) -> tuple[Config, str]:
     return config, WORKDIR.value or os.path.join("runs", name)
 
 
+def without_abandoned_writes(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Python's own report of an error in a callback, but for the writes that Orbax leaves behind where one fails."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def main(argv: list[str]) -> int:
     """The command; returns its exit code."""
     if {"--help", "-h"} & set(argv):
         print(__doc__, flags.FLAGS.main_module_help(), "\nFields of the configuration:", sep="\n")
         print("\n".join(f"  --config.{name}" for name in field_names()))
         return 0
+    sys.unraisablehook = without_abandoned_writes
     logging.set_verbosity(logging.FATAL)  # TFDS and Orbax log what is checked or reported here, with tracebacks
     return report_mistakes("train.py", lambda: run(*parse(argv)))
 
