@@ -39,3 +39,12 @@ def test_named_files_exist(path):
         r"(?:configs|benchmarks|vgg_jax|tests)/(?!NAME)[\w/]+\.(?:py|md|jpg)", (ROOT / path).read_text()
     ):
         assert (ROOT / name).exists(), name
+
+
+def test_the_tests_it_names_are_there():
+    """The table of what a run survives, in particular."""
+    named = set(re.findall(r"`(test_\w+)`", README))
+    code = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    missing = [name for name in named if f"def {name}(" not in code]
+    assert len(named) > 20
+    assert not missing
