@@ -103,7 +103,8 @@ def kill(run, random, inside_save):
         started = run.wait_for(lambda: run.says("GiB") and run.is_saving())
         time.sleep(random.uniform(0, 0.03))
     else:
-        started = run.wait_for(lambda: run.says("VGG-11 with"))
+        since = random.choice(["VGG-11 with", "GiB", "GiB"])  # in training more often than before it
+        started = run.wait_for(lambda: run.says(since))
         time.sleep(random.uniform(0, 4))
     if not started or run.process.poll() is not None:
         return False, False
@@ -114,8 +115,9 @@ def kill(run, random, inside_save):
 
 def terminate(run, random, twice):
     """Sends SIGTERM at a random moment, perhaps twice; the step at which that stopped the run, None for its end."""
-    run.wait_for(lambda: run.says("evaluation images"))
-    time.sleep(random.uniform(0, 4))
+    since = random.choice(["evaluation images", "GiB", "GiB"])
+    run.wait_for(lambda: run.says(since))
+    time.sleep(random.uniform(0, 3))
     run.process.send_signal(signal.SIGTERM)
     if twice:
         time.sleep(random.uniform(0, 0.5))
