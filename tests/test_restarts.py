@@ -99,13 +99,12 @@ def whole(data_dir, tmp_path_factory):
 
 def kill(run, random, inside_save):
     """Kills the run at a random moment; says whether that was before its end, and whether inside a save."""
-    if inside_save:
-        started = run.wait_for(lambda: run.says("GiB") and run.is_saving())
+    since = random.choice(["VGG-11 with", "GiB", "GiB"])  # in training more often than before it
+    started = run.wait_for(lambda: run.says("GiB" if inside_save else since))
+    time.sleep(random.uniform(0, 3))
+    if inside_save and started:
+        started = run.wait_for(run.is_saving)
         time.sleep(random.uniform(0, 0.03))
-    else:
-        since = random.choice(["VGG-11 with", "GiB", "GiB"])  # in training more often than before it
-        started = run.wait_for(lambda: run.says(since))
-        time.sleep(random.uniform(0, 4))
     if not started or run.process.poll() is not None:
         return False, False
     run.process.kill()
@@ -148,7 +147,7 @@ def test_a_run_killed_or_stopped_at_any_moment_ends_as_one_never_stopped(kills, 
             run = Run(workdir, data_dir)
             killed, stop = False, None
             if len(inside_saves) < kills:
-                killed, inside = kill(run, random, inside_save=3 * sum(inside_saves) < kills)
+                killed, inside = kill(run, random, inside_save=3 * sum(inside_saves) <= len(inside_saves))
                 inside_saves += [inside] * killed
             elif len(stopped) < stops:
                 stop = terminate(run, random, twice=len(stopped) % 3 == 0)
