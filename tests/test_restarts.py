@@ -147,7 +147,7 @@ def test_a_run_killed_or_stopped_at_any_moment_ends_as_one_never_stopped(kills, 
             run = Run(workdir, data_dir)
             killed, stop = False, None
             if len(inside_saves) < kills:
-                killed, inside = kill(run, random, inside_save=3 * sum(inside_saves) <= len(inside_saves))
+                killed, inside = kill(run, random, inside_save=3 * sum(inside_saves) <= len(inside_saves) + 6)
                 inside_saves += [inside] * killed
             elif len(stopped) < stops:
                 stop = terminate(run, random, twice=len(stopped) % 3 == 0)
