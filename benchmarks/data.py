@@ -88,7 +88,7 @@ def torchvision_arm(directory: str, count: int) -> float:
     sys.path.insert(0, ROOT)
     import torch
 
-    from tests.conftest import import_torchvision
+    from benchmarks.pytorch import import_torchvision
 
     torchvision = import_torchvision()
     transforms = torchvision.transforms
@@ -111,7 +111,7 @@ def torchvision_cifar_arm(directory: str, count: int) -> float:
     import PIL.Image
     import torch
 
-    from tests.conftest import import_torchvision
+    from benchmarks.pytorch import import_torchvision
 
     torchvision = import_torchvision()
     transforms = torchvision.transforms

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.pytorch import import_torchvision
+
 jax.config.update("jax_num_cpu_devices", 8)
 
 
@@ -33,22 +35,6 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if hasattr(config, "compilation_cache"):
         shutil.rmtree(config.compilation_cache)
-
-
-def import_torchvision():
-    """torchvision's wheel expects CUDA's operators: beside a CPU build of PyTorch two of them have to be declared."""
-    import torch
-
-    try:
-        import torchvision
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
-
-        torchvision.declared_operators = library  # they live as long as this
-    return torchvision
 
 
 @pytest.fixture(scope="session")
