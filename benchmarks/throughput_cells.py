@@ -1,0 +1,97 @@
+"""What benchmarks/throughput.py compares: the cells, their work, and the arrays that every arm starts from."""
+
+import dataclasses
+import itertools
+import math
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from vgg_jax import VGG
+
+# Of SGD. At these weights the loss falls by much even at this rate, and at a larger one to where rounding decides it.
+RATE, MOMENTUM, WEIGHT_DECAY = 0.0001, 0.9, 5e-4
+# Of an epoch's pixels in [0, 1].
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One comparison."""
+
+    name: str  # as `parse_cell` reads it
+    depth: int
+    batch_norm: bool
+    size: int  # of the images, pixels a side
+    mode: str  # infer; train; or epoch: training on augmented images that live on the device, an epoch at a time
+    dtype: str  # of the computation: float32 or bfloat16
+    cifar_head: bool
+    batch: int
+    examples: int  # of an epoch
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of `vgg_jax.VGG`."""
+        head: dict[str, Any] = dict(num_classes=10, pool_size=1, hidden=()) if self.cifar_head else {}
+        return dict(depth=self.depth, batch_norm=self.batch_norm, dropout_rate=0.0, dtype=self.dtype, **head)
+
+
+def parse_cell(name: str, batch: int, size: int = 0, examples: int = 50_000) -> Cell:
+    """A cell by its name: vgg16_bn-32-train, vgg16-224-infer-bf16; at 32 with CIFAR's head, else with ImageNet's."""
+    match = re.fullmatch(r"vgg(11|13|16|19)(_bn)?-(32|224)-(infer|train|epoch)(-bf16)?", name)
+    if not match or (match[4] == "epoch" and match[3] != "32"):
+        raise ValueError(f"found no cell {name}; expected one such as vgg16_bn-32-train or vgg16-224-infer-bf16")
+    dtype = "bfloat16" if match[5] else "float32"
+    small = match[3] == "32"
+    return Cell(name, int(match[1]), bool(match[2]), size or int(match[3]), match[4], dtype, small, batch, examples)
+
+
+def noise_pixels(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+    """An epoch's uint8 images and its labels."""
+    shape = (cell.examples, cell.size, cell.size, 3)
+    return np.random.default_rng(1).integers(0, 256, shape, np.uint8), np.arange(cell.examples) % 10
+
+
+def multiply_adds(model: "VGG", size: int, in_channels: int = 3) -> list[int]:
+    """The multiply-adds of each convolution and dense layer for one image, all nine taps counted at the border too."""
+    counts, channels = [], in_channels
+    for layer in itertools.chain(*model.stages):
+        if layer.kind == "conv":
+            counts.append(size**2 * layer.kernel_size**2 * channels * layer.features)
+            channels = layer.features
+        elif layer.kind == "pool":
+            size //= 2
+    width = channels * model.pool_size**2
+    for layer in model.head:
+        if layer.kind == "dense":
+            counts.append(width * layer.features)
+            width = layer.features
+    return counts
+
+
+def flops(cell: Cell) -> int:
+    """Per image: two a multiply-add; training thrice as many, less the gradient of the images, which none takes."""
+    from vgg_jax import VGG
+
+    counts = multiply_adds(VGG(**cell.fields), cell.size)
+    return 2 * sum(counts) if cell.mode == "infer" else 2 * (3 * sum(counts) - counts[0])
+
+
+def write_inputs(cell: Cell, directory: str) -> None:
+    """Weights under torchvision's names, and a batch of normal noise."""
+    from vgg_jax import VGG
+    from vgg_jax.weights import table
+
+    random = np.random.default_rng(0)
+    weights = {}
+    for name, (_, _, leaf), _, shape, _ in table(VGG(**cell.fields)):
+        array = random.standard_normal(shape, np.float32)
+        array *= math.sqrt(2 / math.prod(shape[1:])) if leaf == "kernel" else 0.05
+        weights[name] = array + np.float32(leaf in ("scale", "var"))
+    np.savez(os.path.join(directory, "weights.npz"), **weights)  # type: ignore[arg-type]
+    images = random.standard_normal((cell.batch, cell.size, cell.size, 3), np.float32)
+    labels = random.integers(0, 10, cell.batch).astype(np.int32)
+    np.savez(os.path.join(directory, "inputs.npz"), images=images, labels=labels)

@@ -1,0 +1,62 @@
+"""The arm of benchmarks/throughput.py that is Keras 3, whose backend the driver sets to JAX."""
+
+import itertools
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+
+from benchmarks.throughput_cells import MOMENTUM, RATE, Cell
+from benchmarks.throughput_jax import Ours
+
+
+class Keras(Ours):
+    """`stateless_call` jitted, and `train_on_batch`. Its weight decay is another, and is left out."""
+
+    def __init__(self, cell: Cell, weights: dict[str, np.ndarray], images: np.ndarray, labels: np.ndarray) -> None:
+        if cell.mode == "epoch":
+            raise NotImplementedError("its training takes batches from the host")
+        if cell.size != (32 if cell.cifar_head else 224):
+            raise NotImplementedError("it has no adaptive pooling")
+        super().__init__(cell, weights, images, labels)
+        if cell.dtype == "bfloat16":
+            keras.mixed_precision.set_global_policy("mixed_bfloat16")
+        layers = keras.layers
+        makers: dict[str, Any] = {
+            "conv": lambda layer: layers.Conv2D(layer.features, 3, padding="same", name=layer.name),
+            "bn": lambda layer: layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=layer.name),
+            "relu": lambda layer: layers.ReLU(name=layer.name),
+            "pool": lambda layer: layers.MaxPooling2D(name=layer.name),
+            "dense": lambda layer: layers.Dense(layer.features, name=layer.name),
+            "dropout": lambda layer: layers.Dropout(0.0, name=layer.name),
+        }
+        x = inputs = keras.Input(images.shape[1:])
+        for layer in itertools.chain(*self.model.stages):
+            x = makers[layer.kind](layer)(x)
+        x = layers.GlobalAveragePooling2D()(x) if cell.cifar_head else layers.Flatten()(x)
+        for layer in self.model.head:
+            x = makers[layer.kind](layer)(x)
+        self.net = keras.Model(inputs, layers.Activation("linear", dtype="float32")(x))
+        order = ("kernel", "scale", "bias", "mean", "var")
+        for name, leaves in self.variables["params"].items():
+            leaves = leaves | self.variables.get("batch_stats", {}).get(name, {})
+            self.net.get_layer(name).set_weights([leaves[leaf] for leaf in order if leaf in leaves])
+        self.variables = {}
+        self.predict = jax.jit(lambda values, images: self.net.stateless_call(*values, images, training=False)[0])
+
+    def logits(self) -> Any:
+        """Of the batch, as in evaluation."""
+        kinds = (self.net.trainable_variables, self.net.non_trainable_variables)
+        return self.predict([[variable.value for variable in kind] for kind in kinds], self.batch["image"])
+
+    def start_training(self) -> None:
+        """Compiles, in Keras' sense."""
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        self.net.compile(keras.optimizers.SGD(RATE, MOMENTUM), loss, jit_compile=True)
+
+    def step(self) -> Any:
+        """One step: the logits, or the loss before the update."""
+        if self.cell.mode == "infer":
+            return self.logits()
+        return self.net.train_on_batch(self.batch["image"], self.batch["label"])
