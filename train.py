@@ -249,7 +249,7 @@ def main(argv: list[str]) -> int:
         print(__doc__, flags.FLAGS.main_module_help(), "\nFields of the configuration:", sep="\n")
         print("\n".join(f"  --config.{name}" for name in field_names()))
         return 0
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(COMPILATION_CACHE))
     sys.unraisablehook = without_abandoned_writes
     logging.set_verbosity(logging.FATAL)  # TFDS and Orbax log what is checked or reported here, with tracebacks

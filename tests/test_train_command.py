@@ -97,7 +97,8 @@ def test_cifar10_stopped_and_resumed_equals_a_run_never_stopped(tmp_path):
     placed = data_dir / "downloads" / "manual" / "cifar-10-binary.tar.gz"
     placed.parent.mkdir(parents=True)
     cifar.prepare("cifar10", str(data_dir), url_infos=write_cifar10_archive(placed, per_file=21))
-    overrides = (*SMALL_IMAGES, "batch_size=16", "num_epochs=2", "optimizer.warmup_epochs=0", "log_every_steps=1")
+    overrides = (*SMALL_IMAGES, "model.depth=11", "batch_size=16", "num_epochs=2", "log_every_steps=1")
+    overrides = (*overrides, "optimizer.warmup_epochs=0")
     arguments = ("vgg16.py", tmp_path / "stopped", data_dir, *overrides)
     whole = train("vgg16.py", tmp_path / "whole", data_dir, *overrides)
     assert "finished: step 12" in whole
