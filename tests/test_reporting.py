@@ -1,9 +1,11 @@
 """What a run leaves behind."""
 
+import contextlib
 import json
 
 import pytest
 
+from tests.conftest import raises_user_error
 from vgg_jax.reporting import Reporter, draw_curves, read_metrics
 
 
@@ -48,3 +50,27 @@ def test_curves_of_a_run_that_was_hardly_begun(tmp_path, lines):
     (tmp_path / "metrics.jsonl").write_text(lines)
     draw_curves(str(tmp_path))
     assert (tmp_path / "curves.png").exists()
+
+
+def test_what_is_not_finite_is_null_in_json_and_a_gap_in_the_curves(tmp_path):
+    reporter = Reporter(str(tmp_path), 0, num_steps=8, steps_per_epoch=4)
+    reporter.train(1, 32, {"loss": 1.0, "accuracy": 0.5, "learning_rate": 0.1})
+    reporter.train(2, 32, {"loss": float("nan"), "accuracy": float("nan"), "learning_rate": 0.1, "skipped": 1})
+    reporter.evaluation(4, {"loss": float("inf"), "accuracy": 0.1, "count": 10})
+    reporter.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert [line["loss"] for line in read_metrics(str(tmp_path / "metrics.jsonl"))] == [1.0, None, None]
+
+
+def test_a_disk_that_takes_no_more_gives_one_line(tmp_path):
+    """/dev/full stands for it."""
+    reporter = Reporter(str(tmp_path), 0, num_steps=8, steps_per_epoch=4)
+    reporter._file.close()
+    reporter._file = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    with raises_user_error("cannot write ", "metrics.jsonl: No space left on device", "the same command"):
+        reporter.train(1, 32, {"loss": 1.0, "accuracy": 0.5, "learning_rate": 0.1})
+    reporter._events.close()
+    with contextlib.suppress(OSError):
+        reporter._file.close()
