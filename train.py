@@ -129,6 +129,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
 
         first_batch = next(batches)
         compiled_step = jit_train_step.lower(state, first_batch, step_key).compile()
+        stop.await_them()
         if memory := step_memory(compiled_step):
             reporter.memory(start, memory)
         all_batches = itertools.chain([first_batch], batches)

@@ -263,8 +263,10 @@ def test_an_epoch_of_imagenet_with_ctrl_c_in_it(imagenet_dir, tmp_path):
 
 
 def test_ctrl_c_before_the_first_step(data_dir, tmp_path):
+    """There is nothing to save: it ends at once, by the signal, which a shell gives as 130 too."""
     returncode, stderr = interrupt(("digits.py", tmp_path / "run", data_dir), after="evaluation images")
-    assert (returncode, stderr) == (130, "")
+    assert (returncode, stderr) == (-signal.SIGINT, "")
+    assert time.monotonic() - start < 60
 
 
 def interrupt(arguments, after):

@@ -80,18 +80,25 @@ def meet(where: str) -> None:
 
 
 class StopSignals:
-    """Within it, SIGINT and SIGTERM are noted instead of ending the process."""
+    """Within it, SIGINT and SIGTERM end the process at once, until they are awaited: then they are noted instead.
+
+    At once, for the compiler would keep Python from asking for a minute; and there is nothing yet to save.
+    """
 
     _received: int | None = None
     _sent: int | None = None
 
     def __enter__(self) -> "StopSignals":
-        if jax.process_count() == 1:
-            handlers = {signal.SIGINT: self._note, signal.SIGTERM: self._note}
-        else:  # JAX itself tells the others of a SIGTERM to one of them
-            handlers = {signal.SIGINT: self._terminate}
-        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else (signal.SIGINT,)
+        self._before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
         return self
+
+    def await_them(self) -> None:
+        """From now on they are noted."""
+        # Of a SIGTERM to one of several processes JAX itself tells the others.
+        handler = self._note if jax.process_count() == 1 else self._terminate
+        for number in self._before:
+            signal.signal(number, handler)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
