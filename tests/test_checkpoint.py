@@ -1,5 +1,6 @@
 """Checkpoints: what is restored is what was saved, and the right ones are kept."""
 
+import gc
 import os
 import shutil
 
@@ -105,6 +106,13 @@ def damage(path, random):
         content[random.integers(len(content))] ^= 1 << random.integers(8)
         path.write_bytes(content)
     return f"{kind} {path}"
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """What a test leaves behind is reported with it, and not with the next one."""
+    yield
+    gc.collect()
 
 
 # Orbax leaves reads behind where one fails, and they find their event loop closed.

@@ -266,7 +266,6 @@ def test_ctrl_c_before_the_first_step(data_dir, tmp_path):
     """There is nothing to save: it ends at once, by the signal, which a shell gives as 130 too."""
     returncode, stderr = interrupt(("digits.py", tmp_path / "run", data_dir), after="evaluation images")
     assert (returncode, stderr) == (-signal.SIGINT, "")
-    assert time.monotonic() - start < 60
 
 
 def interrupt(arguments, after):
