@@ -57,8 +57,14 @@ SMALL_IMAGES = ("data.image_size=16", "data.resize=16", "data.pad=2", "model.poo
 
 @pytest.mark.parametrize(
     ("config", "epochs", "fields", "least"),
-    [("digits.py", 4, SMALL_IMAGES, 0.9), ("digits_plain.py", 4, ("batch_size=16", "data.classes=(0, 1, 2)"), 0.6)],
-    ids=["batch_norm", "plain"],
+    [
+        pytest.param("digits.py", 4, SMALL_IMAGES, 0.9, id="batch_norm"),
+        pytest.param(
+            *("digits_plain.py", 4, ("batch_size=16", "data.classes=(0, 1, 2)"), 0.6),
+            id="plain",
+            marks=pytest.mark.grid,
+        ),
+    ],
 )
 def test_learns_the_digits(config, epochs, fields, least, data_dir, tmp_path):
     process = subprocess.run(

@@ -99,7 +99,7 @@ def batch_norm_over_devices(dtype, param_dtype, name):
 @pytest.mark.parametrize(
     ("batch_norm", "dtype"),
     [
-        pytest.param(False, "float32", id="plain-float32"),
+        pytest.param(False, "float32", id="plain-float32", marks=pytest.mark.grid),
         pytest.param(True, "float64", id="batch_norm-float64"),
         pytest.param(True, "float32", id="batch_norm-float32", marks=pytest.mark.grid),
         pytest.param(False, "float64", id="plain-float64", marks=pytest.mark.grid),
