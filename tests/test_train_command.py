@@ -98,6 +98,7 @@ def test_learns_the_digits(config, epochs, fields, least, data_dir, tmp_path):
     assert names == {"", "config", "metrics", "events", "curves", "checkpoints"}  # the first is .lock
 
 
+@pytest.mark.grid  # tests/test_restarts.py stops and resumes in every run
 def test_cifar10_stopped_and_resumed_equals_a_run_never_stopped(tmp_path):
     data_dir = tmp_path / "tfds"
     placed = data_dir / "downloads" / "manual" / "cifar-10-binary.tar.gz"
