@@ -3,13 +3,11 @@
 import functools
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-import vgg_jax.model
 from benchmarks.throughput_cells import MEAN, MOMENTUM, RATE, STD, WEIGHT_DECAY, Cell, noise_pixels
 from vgg_jax import VGG, from_torch
 from vgg_jax.config import DataConfig, OptimizerConfig
@@ -23,18 +21,13 @@ DEVICE = jax.devices()[0]
 class Ours:
     """vgg_jax: the jitted model, and `train_step` with the state donated."""
 
-    plain: ClassVar[bool] = False
+    fast: ClassVar[bool] = True
 
     def __init__(self, cell: Cell, weights: dict[str, np.ndarray], images: np.ndarray, labels: np.ndarray) -> None:
         self.cell, self.device, self.on_cpu = cell, DEVICE.device_kind, DEVICE.platform == "cpu"
         if not self.on_cpu and cell.dtype == "float32":
             jax.config.update("jax_default_matmul_precision", "highest")  # not TF32
-        if self.plain:
-            pool = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
-            for name, function in {"conv3x3": jax.lax.conv_general_dilated, "max_pool": pool}.items():
-                assert hasattr(vgg_jax.model, name), name
-                setattr(vgg_jax.model, name, function)
-        self.model, self.variables = from_torch(weights, VGG(**cell.fields))
+        self.model, self.variables = from_torch(weights, VGG(**cell.fields, fast=self.fast))
         self.predict = jax.jit(self.model.apply)
         self.batch: Any = jax.device_put({"image": images, "label": labels})
         self.wait((self.variables, self.batch))
@@ -104,4 +97,4 @@ class Ours:
 class Plain(Ours):
     """The same with XLA's convolution throughout, and Flax's max pool."""
 
-    plain = True
+    fast = False

@@ -48,6 +48,12 @@ def x64():
         yield
 
 
+@pytest.fixture
+def winograd(monkeypatch):
+    """Winograd's algorithm in layers of any size, for few are as large in tests as those for which it is meant."""
+    monkeypatch.setattr("vgg_jax.convolution.SMALLEST_WORK", 0)
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A TFDS data directory for the digits."""

@@ -44,7 +44,9 @@ def activations(net, x):
 @pytest.mark.parametrize(
     ("name", "size", "width"), [*CELLS, *(pytest.param(*cell, marks=pytest.mark.grid) for cell in GRID)]
 )
-def test_activations_and_gradients(name, size, width, torchvision, x64):
+def test_activations_and_gradients(name, size, width, torchvision, x64, request):
+    if size == 224:
+        request.getfixturevalue("winograd")
     torch.manual_seed(0)
     net = with_hidden(getattr(torchvision.models, name)(weights=None, init_weights=False), width)
     net = randomize_statistics(net).double().eval()

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from jax import lax
 
 from tests.conftest import relative_error
-from vgg_jax.layers import BatchNorm, adaptive_avg_pool, conv3x3, local_response_norm, max_pool
+from vgg_jax import convolution
+from vgg_jax.convolution import conv3x3
+from vgg_jax.layers import BatchNorm, adaptive_avg_pool, local_response_norm, max_pool
 
 # Both sides are float64 sums in another order.
 ROUNDING = 1e-12
@@ -57,6 +59,35 @@ def test_conv3x3_equals_xla(size, channels, x64):
         for conv in (ours, by_xla)
     ]
     assert relative_error(*values_and_gradients) < ROUNDING
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@given(
+    size=st.tuples(*[st.integers(1, 3), *[st.integers(1, 11)] * 2, *[st.integers(1, 7)] * 2]),
+    seed=st.integers(0, 2**16),
+    smallest_tiles=st.sampled_from([0, 2**30]),  # both gradients of the kernel
+)
+def test_conv3x3_equals_xla_for_every_shape(size, seed, smallest_tiles):
+    n, height, width, channels, features = size
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "SMALLEST_WORK", 0)
+        patch.setattr(convolution, "SMALLEST_TILES", smallest_tiles)
+        x, kernel = normal(n, height, width, channels, seed=seed), normal(3, 3, channels, features, seed=seed + 1)
+        dy = normal(n, height, width, features, seed=seed + 2)
+        results = []
+        for conv in (conv3x3, lax.conv_general_dilated):
+
+            def layer(x, kernel, conv=conv):
+                return conv(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+            @jax.jit
+            def value_and_gradients(x, kernel, dy, layer=layer):
+                y, vjp = jax.vjp(layer, x, kernel)
+                return y, vjp(dy)
+
+            results.append(value_and_gradients(x, kernel, dy))
+        for actual, expected in zip(*(jax.tree.leaves(result) for result in results), strict=True):
+            assert relative_error(actual, expected) < ROUNDING
 
 
 @pytest.mark.parametrize("size", [(2, 2), (4, 6), (5, 4), (7, 7)], ids=str)

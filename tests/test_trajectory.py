@@ -37,9 +37,18 @@ def torch_network(torchvision, batch_norm, head):
     return net.double().train()
 
 
-@pytest.mark.parametrize("head", ["cifar", pytest.param("7x7", marks=pytest.mark.grid)])
-@pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch_norm"])
-def test_twenty_steps_follow_pytorch(batch_norm, head, torchvision, x64):
+EVERY_RUN = [("plain", "cifar", "xla"), ("batch_norm", "cifar", "winograd")]
+CELLS = itertools.product(("plain", "batch_norm"), ("cifar", "7x7"), ("xla", "winograd"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "convolution"),
+    [pytest.param(*cell, marks=() if cell in EVERY_RUN else pytest.mark.grid) for cell in CELLS],
+)
+def test_twenty_steps_follow_pytorch(kind, head, convolution, torchvision, x64, request):
+    if convolution == "winograd":
+        request.getfixturevalue("winograd")
+    batch_norm = kind == "batch_norm"
     net = torch_network(torchvision, batch_norm, head)
     reference = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 

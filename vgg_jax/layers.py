@@ -1,73 +1,15 @@
-"""What VGG needs and JAX lacks or does slowly: the convolution, pooling, and normalisation layers.
+"""What VGG needs and JAX lacks or does slowly: the pooling and normalisation layers.
 
-Every function takes images of shape (N, H, W, C). The convolution and the max pool are written for speed; each
-comment gives its gain, in GFLOP/s of float32 on 2 cores of a Xeon (JAX 0.10.1; a matrix product there reaches 300).
+Every function takes images of shape (N, H, W, C). Where one is written for speed, a comment gives its gain in float32
+on 2 cores of a Xeon (JAX 0.10.1). The convolution is in `vgg_jax.convolution`.
 """
 
-import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-
-def conv3x3(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-    """3x3 convolution of stride 1 that keeps the size; on a CPU, by the fastest way known for its shape.
-
-    It has the signature of `jax.lax.conv_general_dilated`, so that `nn.Conv(conv_general_dilated=conv3x3)` owns the
-    parameters. Accelerators always take XLA's own convolution.
-
-    Args:
-      x: images (N, H, W, C).
-      kernel: (3, 3, C, D).
-      *args, **kwargs: the rest of `nn.Conv`'s call; strides and dilations are 1 and the padding is SAME.
-
-    Returns:
-      (N, H, W, D), in the dtype of `x`.
-    """
-
-    def by_xla(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(x, kernel, *args, **kwargs)
-
-    height, width, channels = x.shape[1:]
-    if height <= 2 and width <= 2:
-        by_matrix_products = _conv_of_tiny_map
-    elif channels <= 4:
-        by_matrix_products = _conv_of_few_channels
-    else:
-        return by_xla(x, kernel)
-    on_cpu = functools.partial(by_matrix_products, precision=kwargs.get("precision"))
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=by_xla)
-
-
-def _conv_of_tiny_map(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
-    """On a map of at most 2x2 each output sees the whole input: one matrix product with a slice of the kernel.
-
-    Forward and backward, batch 64, 512 channels: 2x2 maps 3 -> 412, 1x1 maps 40 -> 720, counting the work of all
-    nine taps.
-    """
-    n, height, width, _ = x.shape
-    flat = x.reshape(n, -1)
-
-    def output(row: int, column: int) -> jax.Array:
-        taps = kernel[1 - row : 1 - row + height, 1 - column : 1 - column + width]
-        return jnp.dot(flat, taps.reshape(flat.shape[1], -1), precision=precision)
-
-    return jnp.stack([jnp.stack([output(i, j) for j in range(width)], 1) for i in range(height)], 1)
-
-
-def _conv_of_few_channels(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
-    """The first layer as im2col: nine shifted copies side by side, and one matrix product.
-
-    Forward and the kernel's gradient, batch 64, 32x32: 3 channels 24 -> 117, 1 channel 13 -> 64.
-    """
-    n, height, width, channels = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    columns = jnp.concatenate(shifted, axis=-1).reshape(-1, 9 * channels)
-    return jnp.dot(columns, kernel.reshape(9 * channels, -1), precision=precision).reshape(n, height, width, -1)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vgg_jax.layers import BatchNorm, adaptive_avg_pool, conv3x3, local_response_norm, max_pool
+from vgg_jax.convolution import conv3x3
+from vgg_jax.layers import BatchNorm, adaptive_avg_pool, local_response_norm, max_pool
 
 # Table 1: the convolutions of each stage, by their number of channels. Their kernels are 3x3, except that the last
 # one of stages 3 to 5 in column C is 1x1; column A-LRN normalises after conv1_1. A max pool ends each stage.
@@ -67,6 +68,7 @@ class VGG(nn.Module):
     dtype: Any = jnp.float32  # of the computation
     param_dtype: Any = jnp.float32
     remat: bool = False  # recompute each stage in the backward pass, to save memory
+    fast: bool = True  # convolutions and max pools of vgg_jax's own; False: XLA's, which jax.jvp can differentiate too
     head_sharding: jax.sharding.Sharding | None = None  # how the inputs of fc6 to fc8 lie on devices: vgg_jax.parallel
 
     def __post_init__(self) -> None:
@@ -184,7 +186,7 @@ class VGG(nn.Module):
         match layer.kind:
             case "conv":
                 size = layer.kernel_size
-                convolution = conv3x3 if size == 3 else None
+                convolution = conv3x3 if size == 3 and self.fast else None
                 return nn.Conv(
                     layer.features, (size, size), kernel_init=conv_init, conv_general_dilated=convolution, **options
                 )(x)
@@ -195,7 +197,9 @@ class VGG(nn.Module):
             case "lrn":
                 return local_response_norm(x)
             case "pool":
-                return nn.avg_pool(x, (2, 2), (2, 2)) if average_pool else max_pool(x)
+                if self.fast and not average_pool:
+                    return max_pool(x)
+                return (nn.avg_pool if average_pool else nn.max_pool)(x, (2, 2), (2, 2))
             case "dense":
                 if self.head_sharding is not None:
                     x = jax.lax.with_sharding_constraint(x, self.head_sharding)

@@ -18,7 +18,7 @@ from vgg_jax.model import VGG
 from vgg_jax.preprocess import AUTHORS, FEATURES, IMAGENET, Preprocessing
 from vgg_jax.weights import Variables, from_keras, from_torch, to_torch
 
-NOT_SAVED = ("parent", "name", "dtype", "param_dtype", "head_sharding")
+NOT_SAVED = ("parent", "name", "dtype", "param_dtype", "fast", "head_sharding")
 MODEL_FIELDS = [field.name for field in dataclasses.fields(VGG) if field.name not in NOT_SAVED]
 LARGEST = 4 * 2**30  # bytes of one file's arrays: a VGG-19 in float64 has 1.15 GB
 
