@@ -5,12 +5,12 @@ from typing import Any
 
 def import_torchvision() -> Any:
     """torchvision's wheel expects CUDA's operators: beside a CPU build of PyTorch two of them have to be declared."""
-    import torch
+    from torch.library import Library
 
     try:
         import torchvision
     except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
+        library = Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision
