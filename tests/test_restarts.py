@@ -138,7 +138,7 @@ def terminate(run, random, twice):
 
 @pytest.mark.parametrize(
     ("kills", "stops"),
-    [(2, 1), pytest.param(100, 0, marks=pytest.mark.grid), pytest.param(0, 30, marks=pytest.mark.grid)],
+    [(1, 1), pytest.param(100, 0, marks=pytest.mark.grid), pytest.param(0, 30, marks=pytest.mark.grid)],
 )
 def test_a_run_killed_or_stopped_at_any_moment_ends_as_one_never_stopped(kills, stops, whole, data_dir, tmp_path):
     """kill -9, a third of them inside a save; SIGTERM, each third time twice. Prints what was lost (-rP)."""
