@@ -52,6 +52,7 @@ def x64():
 def winograd(monkeypatch):
     """Winograd's algorithm in layers of any size, for few are as large in tests as those for which it is meant."""
     monkeypatch.setattr("vgg_jax.convolution.SMALLEST_WORK", 0)
+    monkeypatch.setattr("vgg_jax.convolution.SMALLEST_BATCH", 1)
 
 
 @pytest.fixture(scope="session")

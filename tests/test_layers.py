@@ -71,6 +71,7 @@ def test_conv3x3_equals_xla_for_every_shape(size, seed, smallest_tiles):
     n, height, width, channels, features = size
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "SMALLEST_WORK", 0)
+        patch.setattr(convolution, "SMALLEST_BATCH", 1)
         patch.setattr(convolution, "SMALLEST_TILES", smallest_tiles)
         x, kernel = normal(n, height, width, channels, seed=seed), normal(3, 3, channels, features, seed=seed + 1)
         dy = normal(n, height, width, features, seed=seed + 2)
