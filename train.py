@@ -252,6 +252,8 @@ def main(argv: list[str]) -> int:
         return 0
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(COMPILATION_CACHE))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs add up to a second
     sys.unraisablehook = without_abandoned_writes
     logging.set_verbosity(logging.FATAL)  # TFDS and Orbax log what is checked or reported here, with tracebacks
     return report_mistakes("train.py", lambda: run(*parse(argv)))

@@ -25,8 +25,6 @@ class Reporter:
     """
 
     def __init__(self, workdir: str, start_step: int, num_steps: int, steps_per_epoch: int) -> None:
-        from tensorboardX import SummaryWriter
-
         self._path = os.path.join(workdir, "metrics.jsonl")
         self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
         kept = [line for line in read_metrics(self._path) if line["step"] <= start_step] if start_step else []
@@ -35,7 +33,7 @@ class Reporter:
                 file.writelines(json.dumps(line) + "\n" for line in kept)
             os.replace(self._path + ".partial", self._path)
             self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - close() closes it
-        self._events = SummaryWriter(workdir, purge_step=start_step + 1)
+        self._events = _summary_writer()(workdir, purge_step=start_step + 1)
         self._bar = tqdm(total=num_steps, initial=start_step, desc="training", unit=" steps", disable=None)
         self._start = self._last = (time.perf_counter(), start_step)
 
@@ -99,6 +97,19 @@ class Reporter:
             self._bar.update(step - self._bar.n)
         else:
             self._bar.write(f"epoch {epoch:.2f}  {numbers}")
+
+
+def _summary_writer() -> Any:
+    """tensorboardX's writer, which would import torch where there is one: that takes seconds, and is of no use here."""
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if absent:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 class NoReporter:
