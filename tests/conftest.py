@@ -1,11 +1,16 @@
 """What all tests share: eight CPU devices, torchvision on a CPU build of PyTorch, and data sets written to disk."""
 
 import contextlib
+import importlib.metadata
 import os
 import shutil
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else XLA speaks of each program that it takes from the cache
+# Compiling is most of what the tests do, and XLA's older emitters take two thirds of the time. They end with JAX 0.10.
+# What the newer ones make is tested by `XLA_FLAGS= pytest`, and by the training of the digits.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +20,9 @@ import pytest
 from benchmarks.pytorch import import_torchvision
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+# For commands of which the steps are few: compiling takes a fifth of the time, and a step thrice as long.
+QUICKLY_COMPILED = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"}
 
 
 def pytest_configure(config):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from tests.conftest import raises_user_error
+from tests.conftest import QUICKLY_COMPILED, raises_user_error
 from tests.test_train_command import SMALL_IMAGES, command
 from vgg_jax.processes import LOST, check_alone
 
@@ -33,7 +34,7 @@ def two_processes(workdir, data_dir, *fields):
     processes = [
         subprocess.Popen(
             [*arguments, "--num_processes=2", f"--process_id={i}"],
-            **dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True),
+            **dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | QUICKLY_COMPILED),
         )
         for i in range(2)
     ]
@@ -58,7 +59,8 @@ def wait_for(process, text):
 
 
 def train(workdir, data_dir, *fields):
-    process = subprocess.run(command("digits.py", workdir, data_dir, *FIELDS, *fields), capture_output=True, text=True)
+    arguments = command("digits.py", workdir, data_dir, *FIELDS, *fields)
+    process = subprocess.run(arguments, capture_output=True, text=True, env=os.environ | QUICKLY_COMPILED)
     assert process.returncode == 0, process.stderr
     return process.stdout
 
