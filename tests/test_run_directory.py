@@ -96,12 +96,14 @@ def test_a_directory_that_is_deleted_while_it_is_used_is_named_by_the_next_save(
 
 FULL = """
 import resource, signal, sys, time
+import train
 from absl import logging
 from tests.test_checkpoint import make_state
 from vgg_jax.checkpoint import Checkpoints
 from vgg_jax.errors import report_mistakes
 
 logging.set_verbosity(logging.FATAL)  # as train.py
+sys.unraisablehook = train.without_abandoned_writes
 
 def run():
     checkpoints = Checkpoints(sys.argv[1])
