@@ -5,15 +5,15 @@ from typing import Any
 
 def import_torchvision() -> Any:
     """torchvision's wheel expects CUDA's operators: beside a CPU build of PyTorch two of them have to be declared."""
-    from torch.library import Library
+    from torch import library
 
     try:
         import torchvision
     except RuntimeError:
-        library = Library("torchvision", "DEF")
+        operators = library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
-            library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            operators.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision
 
-        torchvision.declared_operators = library  # they live as long as this
+        torchvision.declared_operators = operators  # they live as long as this
     return torchvision

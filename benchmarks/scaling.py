@@ -37,7 +37,7 @@ HEAD_INPUTS = 512 * 7 * 7
 def compile_step(depth: int, batch_size: int, devices: int, sharded: bool) -> jax.stages.Compiled:
     """The training step of a plain VGG at 224x224 on so many devices, compiled and not run."""
     mesh = Mesh(make_mesh().devices[:devices], (AXIS,))
-    model = VGG(depth, fast=False)  # XLA's convolution, as on accelerators
+    model = VGG(depth, fast=False)  # XLA's convolution, as on accelerators; pools send nothing
     if sharded:
         model = with_sharded_head(model, mesh)
     optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(0.01))

@@ -69,7 +69,7 @@ SMALL_IMAGES = ("data.image_size=16", "data.resize=16", "data.pad=2", "model.poo
 def test_learns_the_digits(config, epochs, fields, least, data_dir, tmp_path):
     process = subprocess.run(
         [*command(config, tmp_path, data_dir, "model.depth=11", f"num_epochs={epochs}", *fields), "--summary"],
-        env={**os.environ, "XLA_FLAGS": ""},  # compiled as for users
+        env=os.environ | {"XLA_FLAGS": ""},  # compiled as for users
         capture_output=True,
         text=True,
     )
