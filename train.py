@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
+from vgg_jax.allocator import keep_freed_memory
 from vgg_jax.checkpoint import Checkpoints, saved_steps
 from vgg_jax.config import Config, check_field_name, create_model, field_names, validate
 from vgg_jax.data.augmentation import augment, normalize
@@ -254,6 +255,7 @@ def main(argv: list[str]) -> int:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(COMPILATION_CACHE))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs add up to a second
+    keep_freed_memory()
     sys.unraisablehook = without_abandoned_writes
     logging.set_verbosity(logging.FATAL)  # TFDS and Orbax log what is checked or reported here, with tracebacks
     return report_mistakes("train.py", lambda: run(*parse(argv)))

@@ -19,6 +19,7 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vgg_jax.allocator import keep_freed_memory
 from vgg_jax.checkpoint import Checkpoints
 from vgg_jax.config import create_model
 from vgg_jax.data.augmentation import augment
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--config", default=os.path.join(os.path.dirname(__file__), "..", "configs", "digits.py"))
     arguments = parser.parse_args()
+    keep_freed_memory()  # as train.py
     config = runpy.run_path(arguments.config)["get_config"]()
 
     mesh = make_mesh()

@@ -1,7 +1,8 @@
 """Images per second beside PyTorch and Keras: python benchmarks/throughput.py [--cells main|all|NAME...] [--json FILE]
 
 A cell is a network, the size of its images, and inference or training: vgg16_bn-32-train, vgg16-224-infer-bf16. Each
-arm runs in a process of its own, with as many threads as there are cores, on the same weights and images. Before
+arm runs in a process of its own, with as many threads as there are cores, on the same weights and images; on a CPU
+each keeps the memory that it frees, as the commands of vgg_jax do, for it makes PyTorch faster too. Before
 anything is timed an arm's logits, and its losses before and after a step, are compared with those of PyTorch eager; one
 that disagrees is not timed, and the exit code is 1. Then the arms run in turn, each a burst of a few seconds, while the
 others wait; the order moves on by one each round. Images per second are medians over rounds, compiling apart. A matrix

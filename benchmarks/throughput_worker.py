@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from benchmarks.throughput_cells import Cell
+from vgg_jax.allocator import keep_freed_memory
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -197,6 +198,7 @@ def serve(name: str) -> None:
     """Answers until the driver closes the input. What libraries print goes to the standard error."""
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    keep_freed_memory()
     worker = Worker(name)
     for line in sys.stdin:
         question = json.loads(line)

@@ -26,6 +26,7 @@ import numpy as np
 from absl import logging
 
 from vgg_jax import paper
+from vgg_jax.allocator import keep_freed_memory
 from vgg_jax.config import DataConfig
 from vgg_jax.data.sources import Split, open_split
 from vgg_jax.errors import UserError, report_mistakes
@@ -288,6 +289,7 @@ def main() -> int:
     parser.add_argument("--output", metavar="DIR", help="for the posteriors (posteriors, in the run's directory)")
     parser.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix and the worst classes")
     options = parser.parse_args()
+    keep_freed_memory()
     logging.set_verbosity(logging.ERROR)
 
     def command() -> int:

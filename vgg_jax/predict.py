@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vgg_jax.allocator import keep_freed_memory
 from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.preprocess import read_image
 from vgg_jax.pretrained import NAMES, load_for_images
@@ -86,6 +87,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or a folder of them")
     arguments = parser.parse_args()
+    keep_freed_memory()
 
     def run() -> int:
         failed = 0
