@@ -10,6 +10,7 @@ itself (Slurm, Open MPI, Kubernetes, Cloud TPU), else with --coordinator HOST:PO
 import contextlib
 import functools
 import itertools
+import logging
 import os
 import re
 import sys
@@ -19,7 +20,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else XLA speaks of each pr
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
@@ -239,10 +241,18 @@ def parse(argv: list[str]) -> tuple[Config, str]:
     return config, WORKDIR.value or os.path.join("runs", name)
 
 
-def without_abandoned_writes(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Python's own report of an error in a callback, but for the writes that Orbax leaves behind where one fails."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
+def ignore_abandoned_writes() -> None:
+    """Where a save fails, Orbax leaves its other writes behind, and Python and asyncio report the end of each.
+
+    The failure itself is raised by `Checkpoints`.
+    """
+
+    def report(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = report
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def main(argv: list[str]) -> int:
@@ -256,8 +266,8 @@ def main(argv: list[str]) -> int:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs add up to a second
     keep_freed_memory()
-    sys.unraisablehook = without_abandoned_writes
-    logging.set_verbosity(logging.FATAL)  # TFDS and Orbax log what is checked or reported here, with tracebacks
+    ignore_abandoned_writes()
+    absl_logging.set_verbosity(absl_logging.FATAL)  # TFDS and Orbax log what is checked or reported here, with tracebacks
     return report_mistakes("train.py", lambda: run(*parse(argv)))
 
 

@@ -103,7 +103,7 @@ from vgg_jax.checkpoint import Checkpoints
 from vgg_jax.errors import report_mistakes
 
 logging.set_verbosity(logging.FATAL)  # as train.py
-sys.unraisablehook = train.without_abandoned_writes
+train.ignore_abandoned_writes()
 
 def run():
     checkpoints = Checkpoints(sys.argv[1])
