@@ -140,7 +140,9 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
         for step, batch in enumerate(all_batches, start + 1):
             state, metrics = compiled_step(state, batch, step_key)
             tally.add(step, metrics)
-            checkpoints.check()
+            # The save before is complete when the next is due, and before a step of then is reported: what a kill can
+            # undo is less than two intervals.
+            checkpoints.check(wait=step % checkpoint_every == 0)
             received = stop.received_before(step)
             leaving = step == num_steps or received is not None
 
@@ -267,7 +269,7 @@ def main(argv: list[str]) -> int:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs add up to a second
     keep_freed_memory()
     ignore_abandoned_writes()
-    absl_logging.set_verbosity(absl_logging.FATAL)  # TFDS and Orbax log what is checked or reported here, with tracebacks
+    absl_logging.set_verbosity(absl_logging.FATAL)  # TFDS and Orbax log, with tracebacks, what is reported here
     return report_mistakes("train.py", lambda: run(*parse(argv)))
 
 

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.conftest import raises_user_error
-from vgg_jax.checkpoint import Checkpoints
+from vgg_jax.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training import TrainState
 
 
@@ -64,6 +64,15 @@ def test_the_two_latest_and_the_best_are_kept(tmp_path):
     again.save(make_state(80), None)
     again.close()
     assert sorted(int(name) for name in os.listdir(tmp_path)) == [20, 70, 80]  # the best is not forgotten
+
+
+def test_a_save_is_complete_once_it_was_waited_for(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path))
+    for step in (1, 2, 3):
+        checkpoints.save(make_state(step), None)
+        checkpoints.check(wait=True)
+        assert saved_steps(str(tmp_path))[-1:] == [step]
+    checkpoints.close()
 
 
 def test_a_partial_save_is_cleaned_and_the_one_before_it_restored(tmp_path):

@@ -76,9 +76,9 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.PyTreeSave(tree), metrics=metrics, custom_metadata=metadata)
             self._saving = True
 
-    def check(self) -> None:
-        """Raises UserError where a save in the background has failed."""
-        if self._saving and not self._manager.is_saving_in_progress():
+    def check(self, wait: bool = False) -> None:
+        """Raises UserError where a save in the background has failed; with `wait`, once it is complete or has."""
+        if self._saving and (wait or not self._manager.is_saving_in_progress()):
             self._saving = False
             with self._names_failure():
                 self._manager.wait_until_finished()  # raises, where the manager's check_for_errors does not
