@@ -59,6 +59,9 @@ def _conv_of_tiny_map(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Ar
 
     Of two positions a, b and taps u, v, w, the outputs v a + w b and u a + v b are v (a + b) + (w - v) b and
     v (a + b) + (u - v) a: three products instead of four, and nine instead of sixteen along both axes.
+
+    XLA's convolution of 2x2 maps reaches 1 to 3 GFLOP/s. Nine products instead of sixteen take inference by VGG-16-BN
+    at 32x32, batch 64, from 139 to 126 ms (2 cores).
     """
     height, width = x.shape[1:3]
 
@@ -129,7 +132,8 @@ def _winograd(by_xla: Any, precision: Any) -> Any:
         n, height, width, _ = x.shape
         tiles = n * -(-height // ROWS) * -(-width // ROWS)
         kernel_gradient = _kernel_gradient_by_tiles if tiles >= SMALLEST_TILES else _kernel_gradient_by_rows
-        # With this layout it is transposed by a copy; else as the sums over its rows read it, at a tenth of the speed.
+        # With this layout it is transposed by a copy; else the sums over its rows transpose as they read: 22 ms for 512
+        # to 512 channels instead of 2.
         rows_first = Layout(major_to_minor=(0, 1, 2, 3))
         flipped = with_layout_constraint(kernel.swapaxes(2, 3), rows_first)[::-1, ::-1]
         return _winograd_conv(dy, flipped, precision), kernel_gradient(x, dy, precision)
@@ -150,7 +154,10 @@ def _weighted_sum(weights: np.ndarray, arrays: list[jax.Array]) -> jax.Array:
 
 
 def _taps(products: list[jax.Array]) -> list[jax.Array]:
-    """G^T of the six products: the gradient of the three taps along an axis."""
+    """G^T of the six products: the gradient of the three taps along an axis.
+
+    As a product of matrices, with the copies that it needs, 36 products of 256x256 took 4.1 ms, as sums 0.9 (2 cores).
+    """
     return [_weighted_sum(weights, products) for weights in G.T]
 
 
