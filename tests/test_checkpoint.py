@@ -1,6 +1,7 @@
 """Checkpoints: what is restored is what was saved, and the right ones are kept."""
 
 import gc
+import json
 import os
 import shutil
 
@@ -169,6 +170,19 @@ def test_a_flipped_bit_in_an_array_is_named(two_checkpoints, tmp_path, capsys):
     checkpointer.close()
     assert int(Checkpoints(str(directory)).restore(small_state(0))[0].step) == 10
     assert "step 20 is damaged: params/conv1_1/kernel failed the checksum" in capsys.readouterr().out
+
+
+def test_metadata_that_were_changed_are_found(two_checkpoints, tmp_path, capsys):
+    """As well formed as they were."""
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, directory)
+    path = directory / "20" / "_CHECKPOINT_METADATA"
+    metadata = json.loads(path.read_text())
+    metadata["custom_metadata"]["progress"] = {"skipped": 7}
+    path.write_text(json.dumps(metadata))
+    assert int(Checkpoints(str(directory)).restore(small_state(0))[0].step) == 10
+    output = capsys.readouterr().out
+    assert "step 20 is damaged: its metadata cannot be read: ValueError: it failed the checksum" in output
 
 
 @abandoned_reads
