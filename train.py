@@ -140,8 +140,8 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
         for step, batch in enumerate(all_batches, start + 1):
             state, metrics = compiled_step(state, batch, step_key)
             tally.add(step, metrics)
-            # The save before is complete when the next is due, and before a step of then is reported: what a kill can
-            # undo is less than two intervals.
+            # When a save is due, and before that step is reported, the one before has to be complete: so a kill undoes
+            # less than two intervals.
             checkpoints.check(wait=step % checkpoint_every == 0)
             received = stop.received_before(step)
             leaving = step == num_steps or received is not None
