@@ -40,7 +40,7 @@ from vgg_jax.processes import StopSignals, check_alone, joined
 from vgg_jax.reporting import NoReporter, Reporter, say
 from vgg_jax.run_directory import open_run
 from vgg_jax.tally import NotFiniteError, Tally
-from vgg_jax.training import checked_tensors, create_train_state, eval_step, step_memory, train_step
+from vgg_jax.training import checked_tensors, compiler_options, create_train_state, eval_step, step_memory, train_step
 from vgg_jax.transfer import source_variables
 
 COMPILATION_CACHE = os.path.join("~", ".cache", "vgg_jax", "compiled")  # or the variable JAX_COMPILATION_CACHE_DIR
@@ -95,6 +95,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
         functools.partial(train_step, augment=train_view, label_smoothing=config.label_smoothing),
         out_shardings=(shardings, replicated),
         donate_argnums=0,
+        compiler_options=compiler_options(),
     )
     jit_eval_step = jax.jit(
         functools.partial(eval_step, normalize=test_view, flip=config.flip_eval), out_shardings=replicated

@@ -30,7 +30,7 @@ from vgg_jax.data.sources import open_splits
 from vgg_jax.optimizer import make_optimizer, make_schedule
 from vgg_jax.parallel import make_mesh
 from vgg_jax.tally import Tally
-from vgg_jax.training import checked_tensors, create_train_state, train_step
+from vgg_jax.training import checked_tensors, compiler_options, create_train_state, train_step
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
     )
     state = jax.jit(init, out_shardings=NamedSharding(mesh, P()))(jax.random.key(0))
     view = functools.partial(augment, config=config.data)
-    step = jax.jit(functools.partial(train_step, augment=view), donate_argnums=0)
+    step = jax.jit(functools.partial(train_step, augment=view), donate_argnums=0, compiler_options=compiler_options())
     loader = Loader(split, mesh)
     steps_per_epoch = arguments.steps_per_epoch or config.steps_per_epoch(len(split))
 

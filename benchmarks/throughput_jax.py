@@ -13,7 +13,7 @@ from vgg_jax import VGG, from_torch
 from vgg_jax.config import DataConfig, OptimizerConfig
 from vgg_jax.data.augmentation import augment
 from vgg_jax.optimizer import make_optimizer
-from vgg_jax.training import TrainState, train_step
+from vgg_jax.training import TrainState, compiler_options, train_step
 
 DEVICE = jax.devices()[0]
 
@@ -47,7 +47,7 @@ class Ours:
         )
         self.variables, self.steps = {}, 0
         self.key = jax.random.key(0)
-        self.train: Any = jax.jit(train_step, donate_argnums=0)
+        self.train: Any = jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
         self.wait(self.state)
 
     def start_epochs(self) -> None:
@@ -68,7 +68,7 @@ class Ours:
             return jitted(state, self.batch, key)
 
         self.batch = (shuffle(self.key), pixels, labels)
-        jitted = jax.jit(step, donate_argnums=0)
+        jitted = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
         self.train = train
 
     def step(self) -> Any:

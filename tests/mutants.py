@@ -63,15 +63,22 @@ MUTANTS = [
     Mutant(
         "a step that is not finite is not undone",
         "vgg_jax/training.py",
-        "functools.partial(jnp.where, finite.all())",
+        "finite=finite.all()",
+        "finite=True",
+        "tests/test_skipped_steps.py -k as_if_it_had_not_been",
+    ),
+    Mutant(
+        "momentum is not undone",
+        "vgg_jax/optimizer.py",
+        "functools.partial(jnp.where, finite)",
         "functools.partial(jnp.where, True)",
         "tests/test_skipped_steps.py -k as_if_it_had_not_been",
     ),
     Mutant(
         "batch norm's statistics are not undone",
         "vgg_jax/training.py",
-        ".replace(step=after.step)",
-        ".replace(step=after.step, batch_stats=batch_stats)",
+        "chosen.replace(step=state.step)",
+        "chosen.replace(step=state.step, batch_stats=state.batch_stats)",
         "tests/test_skipped_steps.py -k as_if_it_had_not_been",
     ),
     Mutant(

@@ -65,14 +65,14 @@ def test_conv3x3_equals_xla(size, channels, x64):
 @given(
     size=st.tuples(*[st.integers(1, 3), *[st.integers(1, 11)] * 2, *[st.integers(1, 7)] * 2]),
     seed=st.integers(0, 2**16),
-    smallest_tiles=st.sampled_from([0, 2**30]),  # both gradients of the kernel
+    large_map=st.sampled_from([0, 2**30]),  # along one axis, or along both
 )
-def test_conv3x3_equals_xla_for_every_shape(size, seed, smallest_tiles):
+def test_conv3x3_equals_xla_for_every_shape(size, seed, large_map):
     n, height, width, channels, features = size
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "SMALLEST_WORK", 0)
         patch.setattr(convolution, "SMALLEST_BATCH", 1)
-        patch.setattr(convolution, "SMALLEST_TILES", smallest_tiles)
+        patch.setattr(convolution, "LARGE_MAP", large_map)
         x, kernel = normal(n, height, width, channels, seed=seed), normal(3, 3, channels, features, seed=seed + 1)
         dy = normal(n, height, width, features, seed=seed + 2)
         results = []

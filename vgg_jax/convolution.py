@@ -18,7 +18,7 @@ ROWS = 4  # that Winograd's algorithm computes at once, from ROWS + 2
 # images, on. With one of 224x224, VGG-16 gains a tenth, and compiles for 5 s instead of 1.
 SMALLEST_WORK = 2**30
 SMALLEST_BATCH = 2
-SMALLEST_TILES = 256  # of a batch, for Winograd's algorithm along both axes
+LARGE_MAP = 2**23  # elements of a batch of at most 64 channels, beyond which the convolution uses it along one axis
 
 
 def conv3x3(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
@@ -116,8 +116,8 @@ B_T, G, A_T = _toom_cook((0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)))
 def _winograd(by_xla: Any, precision: Any) -> Any:
     """The convolution by Winograd's algorithm, forward and backward; off a CPU, `by_xla` and its gradients.
 
-    It is used along one axis, with XLA's 1x3 convolution along the other: half the products, 1.5 times the map to read
-    and to write; along both axes it is a quarter, for 2.25 times. In float32 its relative error is about 1e-6.
+    Along one axis it halves the products, for 1.5 times the map to read and to write; along both they are a quarter,
+    for 2.25 times. In float32 its error is about 1e-6 of the largest value along one axis, 2e-6 to 5e-6 along both.
     """
 
     @jax.custom_vjp
@@ -129,14 +129,11 @@ def _winograd(by_xla: Any, precision: Any) -> Any:
         return conv(x, kernel), (x, kernel)
 
     def gradients_on_cpu(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        n, height, width, _ = x.shape
-        tiles = n * -(-height // ROWS) * -(-width // ROWS)
-        kernel_gradient = _kernel_gradient_by_tiles if tiles >= SMALLEST_TILES else _kernel_gradient_by_rows
         # With this layout it is transposed by a copy; else the sums over its rows transpose as they read: 22 ms for 512
         # to 512 channels instead of 2.
         rows_first = Layout(major_to_minor=(0, 1, 2, 3))
         flipped = with_layout_constraint(kernel.swapaxes(2, 3), rows_first)[::-1, ::-1]
-        return _winograd_conv(dy, flipped, precision), kernel_gradient(x, dy, precision)
+        return _winograd_conv(dy, flipped, precision), _winograd_kernel_gradient(x, dy, precision)
 
     def gradients_by_xla(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, ...]:
         return jax.vjp(by_xla, x, kernel)[1](dy)
@@ -153,12 +150,18 @@ def _weighted_sum(weights: np.ndarray, arrays: list[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.add, terms)
 
 
-def _taps(products: list[jax.Array]) -> list[jax.Array]:
-    """G^T of the six products: the gradient of the three taps along an axis.
+def _taps(kernel: jax.Array, axis: int) -> list[jax.Array]:
+    """G g for the three taps g along an axis: six arrays."""
+    taps = [lax.index_in_dim(kernel, i, axis, keepdims=False) for i in range(3)]
+    return [_weighted_sum(weights, taps) for weights in G]
+
+
+def _gradient_of_taps(products: list[jax.Array]) -> jax.Array:
+    """G^T of the six products: the gradient of the three taps along an axis, which becomes the first.
 
     As a product of matrices, with the copies that it needs, 36 products of 256x256 took 4.1 ms, as sums 0.9 (2 cores).
     """
-    return [_weighted_sum(weights, products) for weights in G.T]
+    return jnp.stack([_weighted_sum(weights, products) for weights in G.T])
 
 
 def _input_tiles(x: jax.Array, axis: int) -> list[jax.Array]:
@@ -187,60 +190,54 @@ def _gradient_tiles(dy: jax.Array, axis: int) -> list[jax.Array]:
     ]
 
 
+def _output_tiles(products: list[jax.Array], axis: int) -> jax.Array:
+    """A^T of the six products: the sums along an axis, four times as long."""
+    y = jnp.stack([_weighted_sum(weights, products) for weights in A_T], axis + 1)
+    return y.reshape(*y.shape[:axis], -1, *y.shape[axis + 2 :])
+
+
 def _winograd_conv(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
-    """Winograd's algorithm along the columns of the image, and 1x3 convolutions along its rows.
+    """Along both axes of the image, 36 matrix products; of a large map with few channels, 6 convolutions of its rows.
 
-    XLA's convolution -> this, forward: 112x112x128 batch 8 105 -> 166, 28x28x512 87 -> 185, 14x14x512 91 -> 134;
-    32x32x64 batch 64 95 -> 118, 8x8x256 96 -> 175, 4x4x512 81 -> 184. Along both axes only 112x112x128 gains more.
+    On 2 cores, XLA's convolution -> along the columns only -> along both axes, forward: 112x112x128 batch 8 200 -> 273
+    -> 374, 28x28x512 193 -> 356 -> 586, 14x14x512 172 -> 293 -> 413; 32x32x64 batch 64 194 -> 206 -> 218, 8x8x256 187
+    -> 298 -> 565, 4x4x512 160 -> 264 -> 357. At 224x224x64 batch 8, where memory is the limit, 195 -> 235 -> 213.
     """
-    n, height, width, _ = x.shape
-    # Without the barrier XLA would compute the sums again for each element that a convolution packs.
-    tiles = lax.optimization_barrier(_input_tiles(x, 1))
-    kernels = [_weighted_sum(weights, list(kernel)) for weights in G]
-    products = [
-        lax.conv_general_dilated(
-            tile, taps[None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision
-        )
-        for tile, taps in zip(tiles, kernels, strict=True)
-    ]
-    y = jnp.stack([_weighted_sum(weights, products) for weights in A_T], 2)
-    return y.reshape(n, -1, width, kernel.shape[-1])[:, :height]
+    height, width = x.shape[1:3]
+    along_rows = _winograd_rows if x.shape[-1] > 64 or x.size <= LARGE_MAP else _conv_of_rows
+    # Without the barriers, here and below, XLA would compute the sums again for each element that a product reads.
+    rows, taps = lax.optimization_barrier((_input_tiles(x, 1), _taps(kernel, 0)))
+    products = [along_rows(row, tap, precision) for row, tap in zip(rows, taps, strict=True)]
+    return _output_tiles(lax.optimization_barrier(products), 1)[:, :height, :width]
 
 
-def _products_over_positions(x: jax.Array, dy: jax.Array, precision: Any) -> jax.Array:
-    """(..., C) and (..., D) to (C, D). As a product of matrices: of more axes at once, XLA first moves them about."""
-    return jnp.dot(x.reshape(-1, x.shape[-1]).T, dy.reshape(-1, dy.shape[-1]), precision=precision)
+def _conv_of_rows(x: jax.Array, taps: jax.Array, precision: Any) -> jax.Array:
+    """The 1x3 convolution by XLA."""
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, taps[None], (1, 1), "SAME", dimension_numbers=numbers, precision=precision)
 
 
-def _kernel_gradient_by_tiles(x: jax.Array, dy: jax.Array, precision: Any) -> jax.Array:
-    """Winograd's algorithm along both axes: 36 matrix products.
+def _winograd_rows(x: jax.Array, taps: jax.Array, precision: Any) -> jax.Array:
+    """The 1x3 convolution by Winograd's algorithm; columns may be added at the right."""
+    tiles, kernels = lax.optimization_barrier((jnp.stack(_input_tiles(x, 2)), jnp.stack(_taps(taps, 0))))
+    # One product of six pairs of matrices: six products are as fast, but compile for a third longer.
+    products = jnp.matmul(tiles.reshape(6, -1, x.shape[-1]), kernels, precision=precision)
+    return _output_tiles(list(products.reshape(*tiles.shape[:-1], -1)), 2)
 
-    XLA's gradient of the kernel -> this: 224x224x64 batch 8 35 -> 86, 112x112x128 10 -> 125, 56x56x256 48 -> 203,
-    28x28x512 71 -> 218; 32x32x64 batch 64 42 -> 93, 16x16x128 58 -> 209, 8x8x256 76 -> 187.
+
+def _winograd_kernel_gradient(x: jax.Array, dy: jax.Array, precision: Any) -> jax.Array:
+    """Along both axes: 36 matrix products.
+
+    XLA's gradient of the kernel -> this, on one core: 224x224x64 batch 8 35 -> 86, 112x112x128 10 -> 125, 56x56x256 48
+    -> 203, 28x28x512 71 -> 218; 32x32x64 batch 64 42 -> 93, 16x16x128 58 -> 209, 8x8x256 76 -> 187.
     """
-    # The barriers keep the sums of the first axis: XLA would compute them again for each of the second's.
-    rows, gradient_rows = lax.optimization_barrier((_input_tiles(x, 1), _gradient_tiles(dy, 1)))
-    tiles, gradient_tiles = lax.optimization_barrier(
-        ([_input_tiles(row, 2) for row in rows], [_gradient_tiles(row, 2) for row in gradient_rows])
-    )
-    products = [
-        [_products_over_positions(a, b, precision) for a, b in zip(*lines, strict=True)]
-        for lines in zip(tiles, gradient_tiles, strict=True)
-    ]
-    return jnp.stack(_taps([jnp.stack(_taps(line)) for line in products]))
 
+    def gradient_of_row(row: jax.Array, gradient_row: jax.Array) -> jax.Array:
+        both = jnp.stack(_input_tiles(row, 2)), jnp.stack(_gradient_tiles(gradient_row, 2))
+        tiles, gradient_tiles = (a.reshape(6, -1, a.shape[-1]) for a in lax.optimization_barrier(both))
+        products = jnp.matmul(tiles.swapaxes(1, 2), gradient_tiles, precision=precision)
+        return _gradient_of_taps(list(products))
 
-def _kernel_gradient_by_rows(x: jax.Array, dy: jax.Array, precision: Any) -> jax.Array:
-    """Winograd's algorithm along the columns of the image, and a matrix product for each tap of a row.
-
-    With few tiles, the sums over the 36 products take longer than the products: 14x14x512 batch 8 83 (XLA's), 93 (by
-    tiles) -> 127, 4x4x512 batch 64 92, 108 -> 142.
-    """
-    width = x.shape[2]
-    padded = [jnp.pad(row, ((0, 0), (0, 0), (1, 1), (0, 0))) for row in _input_tiles(x, 1)]
-    rows, gradient_rows = lax.optimization_barrier((padded, _gradient_tiles(dy, 1)))
-    products = [
-        [_products_over_positions(row[:, :, j : j + width], g, precision) for j in range(3)]
-        for row, g in zip(rows, gradient_rows, strict=True)
-    ]
-    return jnp.stack(_taps([jnp.stack(line) for line in products]))
+    rows = lax.optimization_barrier((_input_tiles(x, 1), _gradient_tiles(dy, 1)))
+    products = [gradient_of_row(*pair) for pair in zip(*rows, strict=True)]
+    return _gradient_of_taps(lax.optimization_barrier(products))
