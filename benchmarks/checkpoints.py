@@ -9,52 +9,39 @@ with the epoch: the digits' 22 steps are few, CIFAR-10's are 391.
 """
 
 import argparse
-import functools
 import os
 import platform
 import runpy
 import statistics
+import sys
 import tempfile
 import time
 
 import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from vgg_jax.allocator import keep_freed_memory
-from vgg_jax.checkpoint import Checkpoints
-from vgg_jax.config import create_model
-from vgg_jax.data.augmentation import augment
-from vgg_jax.data.pipeline import Loader
-from vgg_jax.data.sources import open_splits
-from vgg_jax.optimizer import make_optimizer, make_schedule
-from vgg_jax.parallel import make_mesh
-from vgg_jax.tally import Tally
-from vgg_jax.training import checked_tensors, compiler_options, create_train_state, train_step
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from benchmarks.run_parts import run_parts  # noqa: E402
+from vgg_jax.allocator import keep_freed_memory  # noqa: E402
+from vgg_jax.checkpoint import Checkpoints  # noqa: E402
+from vgg_jax.tally import Tally  # noqa: E402
+from vgg_jax.training import checked_tensors  # noqa: E402
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--config", default=os.path.join(os.path.dirname(__file__), "..", "configs", "digits.py"))
+    parser.add_argument("--config", default=os.path.join(ROOT, "configs", "digits.py"))
     parser.add_argument("--steps-per-epoch", type=int, help="by default those of the data set")
     arguments = parser.parse_args()
     keep_freed_memory()  # as train.py
     config = runpy.run_path(arguments.config)["get_config"]()
 
-    mesh = make_mesh()
-    split, _ = open_splits(config)
-    optimizer = make_optimizer(config.optimizer, make_schedule(config, len(split)), config.accumulation_steps)
-    image_shape = (config.data.image_size, config.data.image_size, split.channels)
-    init = functools.partial(
-        create_train_state, model=create_model(config.model), optimizer=optimizer, image_shape=image_shape
-    )
-    state = jax.jit(init, out_shardings=NamedSharding(mesh, P()))(jax.random.key(0))
-    view = functools.partial(augment, config=config.data)
-    step = jax.jit(functools.partial(train_step, augment=view), donate_argnums=0, compiler_options=compiler_options())
-    loader = Loader(split, mesh)
-    steps_per_epoch = arguments.steps_per_epoch or config.steps_per_epoch(len(split))
+    parts = run_parts(config)
+    state, step, loader = parts.state, parts.step, parts.loader
+    steps_per_epoch = arguments.steps_per_epoch or parts.steps_per_epoch
 
     def epoch(state, checkpoints):
         """An epoch from this state on; the state after it, its seconds, and those in `save`."""
@@ -92,7 +79,7 @@ def main() -> None:
     size = sum(a.nbytes for a in jax.tree.leaves((state.params, state.batch_stats, state.opt_state)))
     ratios = [a / b for a, b in zip(times[True], times[False], strict=True)]
     print(
-        f"{platform.processor() or platform.machine()}, JAX {jax.__version__}, {mesh.size} device(s); "
+        f"{platform.processor() or platform.machine()}, JAX {jax.__version__}, {jax.device_count()} device(s); "
         f"{size / 1e6:.0f} MB a checkpoint, {steps_per_epoch} steps an epoch:\n"
         f"without {without:.2f} s, with {with_saves:.2f} s: {with_saves / without - 1:+.1%} "
         f"(in pairs: median {statistics.median(ratios) - 1:+.1%}, {min(ratios) - 1:+.1%} to {max(ratios) - 1:+.1%}); "
