@@ -15,8 +15,11 @@ from vgg_jax import features, from_torch, to_torch
 
 # Every run takes all networks at 64 and one at 224, with hidden layers 256 wide: at 4096 they are nine tenths of the
 # arrays, and of the time. The grid has all of it at full width.
-CELLS = [*((name, 64, 256) for name in NETWORKS), ("vgg13_bn", 224, 256)]
-GRID = [("vgg11", 224, 256), *((name, size, 4096) for size in (64, 224) for name in NETWORKS)]
+CELLS = [*((name, 64, 256) for name in NETWORKS), ("vgg11_bn", 224, 256)]
+GRID = [
+    *((name, 224, 256) for name in ("vgg11", "vgg13_bn")),
+    *((name, size, 4096) for size in (64, 224) for name in NETWORKS),
+]
 
 
 def with_hidden(net, width):

@@ -11,7 +11,7 @@ import torch
 from tests.conftest import relative_error
 from vgg_jax import from_torch, to_torch
 from vgg_jax.config import OptimizerConfig
-from vgg_jax.optimizer import make_optimizer
+from vgg_jax.optimizer import MomentumState, make_optimizer
 from vgg_jax.training import TrainState, train_step
 
 STEPS = 20
@@ -101,4 +101,4 @@ def test_twenty_steps_follow_pytorch(kind, head, convolution, torchvision, x64, 
 
 
 def has_trace(node):
-    return isinstance(node, optax.TraceState)
+    return isinstance(node, MomentumState)
