@@ -9,7 +9,8 @@ others wait; the order moves on by one each round. Images per second are medians
 product in the same rounds, the faster of JAX's and PyTorch's, is the ceiling.
 
 Training is cross entropy and SGD (rate 0.0001, momentum 0.9, weight decay 5e-4 but in Keras, whose decay is another),
-without dropout. PyTorch has its best: fused SGD, inference_mode, both memory formats, torch.compile. On an accelerator
+without dropout. The processes of a cell live at the same time: all seven of vgg16-224-train need more than 24 GiB.
+PyTorch has its best: fused SGD, inference_mode, both memory formats, torch.compile. On an accelerator
 the cells are in bfloat16, and float32 is float32, not TF32. Needs torch and torchvision, and keras for that arm.
 """
 
@@ -96,6 +97,12 @@ def measure(cell: Cell, names: list[str], rounds: int, seconds: float, product: 
     processes: dict[str, Process] = {}
     reference = ""  # the first arm that there is: PyTorch eager
     rates: dict[str, list[float]] = {"jax": [], "torch": []}
+
+    def drop(name: str, error: RuntimeError) -> None:
+        arms[name]["error"] = str(error)
+        arms[name].pop("rounds", None)
+        processes.pop(name).close()
+
     with tempfile.TemporaryDirectory() as directory, open(os.path.join(directory, "log"), "w") as log:
         write_inputs(cell, directory)
         try:
@@ -120,13 +127,14 @@ def measure(cell: Cell, names: list[str], rounds: int, seconds: float, product: 
                     try:
                         run_burst(cell, arms[name], processes[name], seconds)
                     except RuntimeError as error:
-                        arms[name]["error"] = str(error)
-                        arms[name].pop("rounds", None)
-                        processes.pop(name).close()
+                        drop(name, error)
                 libraries = {"torch" if name.startswith("torch") else "jax": name for name in reversed(processes)}
                 for library, name in libraries.items():
-                    answer = processes[name].ask("matrix_product", n=product, seconds=seconds / 2)
-                    rates[library].append(answer["flops"])
+                    try:
+                        answer = processes[name].ask("matrix_product", n=product, seconds=seconds / 2)
+                        rates[library].append(answer["flops"])
+                    except RuntimeError as error:
+                        drop(name, error)
         finally:
             for process in processes.values():
                 process.close()
