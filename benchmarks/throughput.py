@@ -9,9 +9,9 @@ others wait; the order moves on by one each round. Images per second are medians
 product in the same rounds, the faster of JAX's and PyTorch's, is the ceiling.
 
 Training is cross entropy and SGD (rate 0.0001, momentum 0.9, weight decay 5e-4 but in Keras, whose decay is another),
-without dropout. The processes of a cell live at the same time: all seven of vgg16-224-train need more than 24 GiB.
-PyTorch has its best: fused SGD, inference_mode, both memory formats, torch.compile. On an accelerator
-the cells are in bfloat16, and float32 is float32, not TF32. Needs torch and torchvision, and keras for that arm.
+without dropout. PyTorch has its best: fused SGD, inference_mode, both memory formats, torch.compile. On an accelerator
+the cells are in bfloat16, and float32 is float32, not TF32. Needs torch and torchvision, and keras for that arm. The
+processes of a cell live at the same time: all seven of vgg16-224-train need more than 24 GiB.
 """
 
 import argparse

@@ -200,8 +200,8 @@ def _winograd_conv(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array
     """Along both axes of the image, 36 matrix products; of a large map with few channels, 6 convolutions of its rows.
 
     On 2 cores, XLA's convolution -> along the columns only -> along both axes, forward: 112x112x128 batch 8 200 -> 273
-    -> 374, 28x28x512 193 -> 356 -> 586, 14x14x512 172 -> 293 -> 413; 32x32x64 batch 64 194 -> 206 -> 218, 8x8x256 187
-    -> 298 -> 565, 4x4x512 160 -> 264 -> 357. At 224x224x64 batch 8, where memory is the limit, 195 -> 235 -> 213.
+    -> 374, 28x28x512 193 -> 356 -> 586; 32x32x64 batch 64 194 -> 206 -> 218, 8x8x256 187 -> 298 -> 565, 4x4x512 160 ->
+    264 -> 357. At 224x224x64 batch 8, where memory is the limit, 195 -> 235 -> 213. From several runs, some 10 % apart.
     """
     height, width = x.shape[1:3]
     along_rows = _winograd_rows if x.shape[-1] > 64 or x.size <= LARGE_MAP else _conv_of_rows
@@ -228,8 +228,8 @@ def _winograd_rows(x: jax.Array, taps: jax.Array, precision: Any) -> jax.Array:
 def _winograd_kernel_gradient(x: jax.Array, dy: jax.Array, precision: Any) -> jax.Array:
     """Along both axes: 36 matrix products.
 
-    XLA's gradient of the kernel -> this, on one core: 224x224x64 batch 8 35 -> 86, 112x112x128 10 -> 125, 56x56x256 48
-    -> 203, 28x28x512 71 -> 218; 32x32x64 batch 64 42 -> 93, 16x16x128 58 -> 209, 8x8x256 76 -> 187.
+    On 2 cores 112x112x128 batch 8 305, 28x28x512 511; 32x32x64 batch 64 156, 16x16x128 305, 8x8x256 410, 4x4x512 389.
+    XLA's gradient of the kernel reaches 10 to 76 on one of them.
     """
 
     def gradient_of_row(row: jax.Array, gradient_row: jax.Array) -> jax.Array:
