@@ -58,9 +58,14 @@ def x64():
 
 @pytest.fixture
 def winograd(monkeypatch):
-    """Winograd's algorithm in layers of any size, for few are as large in tests as those for which it is meant."""
+    """Winograd's algorithm in layers of any size, for few are as large in tests as those for which it is meant.
+
+    In bands where the map has several, and all else too as it is where there is one device, and not the tests' eight.
+    """
     monkeypatch.setattr("vgg_jax.convolution.SMALLEST_WORK", 0)
     monkeypatch.setattr("vgg_jax.convolution.SMALLEST_BATCH", 1)
+    monkeypatch.setattr("vgg_jax.convolution.SMALLEST_BAND", 64)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
 @pytest.fixture(scope="session")

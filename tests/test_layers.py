@@ -12,7 +12,7 @@ from jax import lax
 from tests.conftest import relative_error
 from vgg_jax import convolution
 from vgg_jax.convolution import conv3x3
-from vgg_jax.layers import BatchNorm, adaptive_avg_pool, local_response_norm, max_pool
+from vgg_jax.layers import BatchNorm, adaptive_avg_pool, dense_product, local_response_norm, max_pool
 
 # Both sides are float64 sums in another order.
 ROUNDING = 1e-12
@@ -42,53 +42,60 @@ def output_and_gradient(layer, x, weights):
     return y, gradient
 
 
+def conv_by_xla(x, kernel, bias):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers) + bias
+
+
+def check_conv3x3(n, height, width, channels, features, seed=0):
+    """Value and all gradients beside those of XLA's convolution."""
+    x, kernel, bias, dy = (
+        normal(*shape, seed=seed + i)
+        for i, shape in enumerate(
+            [(n, height, width, channels), (3, 3, channels, features), (features,), (n, height, width, features)]
+        )
+    )
+    results = []
+    for conv in (conv3x3, conv_by_xla):
+
+        @jax.jit
+        def value_and_gradients(x, kernel, bias, dy, conv=conv):
+            y, vjp = jax.vjp(conv, x, kernel, bias)
+            return y, vjp(dy)
+
+        results.append(value_and_gradients(x, kernel, bias, dy))
+    for actual, expected in zip(*(jax.tree.leaves(result) for result in results), strict=True):
+        assert relative_error(actual, expected) < ROUNDING
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4, 5])
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 2), (5, 4)], ids=str)
 def test_conv3x3_equals_xla(size, channels, x64):
-    x, kernel = normal(2, *size, channels), normal(3, 3, channels, 7, seed=1)
-    weights = normal(2, *size, 7, seed=2)
-
-    def by_xla(x, kernel):
-        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    def ours(x, kernel):
-        return conv3x3(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    values_and_gradients = [
-        (conv(x, kernel), jax.grad(lambda *a, conv=conv: (conv(*a) * weights).sum(), argnums=(0, 1))(x, kernel))
-        for conv in (ours, by_xla)
-    ]
-    assert relative_error(*values_and_gradients) < ROUNDING
+    check_conv3x3(2, *size, channels, 7)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@settings(max_examples=16, deadline=None, derandomize=True, database=None)
 @given(
     size=st.tuples(*[st.integers(1, 3), *[st.integers(1, 11)] * 2, *[st.integers(1, 7)] * 2]),
     seed=st.integers(0, 2**16),
-    large_map=st.sampled_from([0, 2**30]),  # along one axis, or along both
+    smallest_band=st.sampled_from([0, 2**30]),  # in bands, or all at once
 )
-def test_conv3x3_equals_xla_for_every_shape(size, seed, large_map):
-    n, height, width, channels, features = size
+def test_conv3x3_equals_xla_for_every_shape(size, seed, smallest_band):
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "SMALLEST_WORK", 0)
         patch.setattr(convolution, "SMALLEST_BATCH", 1)
-        patch.setattr(convolution, "LARGE_MAP", large_map)
-        x, kernel = normal(n, height, width, channels, seed=seed), normal(3, 3, channels, features, seed=seed + 1)
-        dy = normal(n, height, width, features, seed=seed + 2)
-        results = []
-        for conv in (conv3x3, lax.conv_general_dilated):
+        patch.setattr(convolution, "SMALLEST_BAND", smallest_band)
+        patch.setattr(jax, "device_count", lambda: 1)
+        check_conv3x3(*size, seed=seed)
 
-            def layer(x, kernel, conv=conv):
-                return conv(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-            @jax.jit
-            def value_and_gradients(x, kernel, dy, layer=layer):
-                y, vjp = jax.vjp(layer, x, kernel)
-                return y, vjp(dy)
-
-            results.append(value_and_gradients(x, kernel, dy))
-        for actual, expected in zip(*(jax.tree.leaves(result) for result in results), strict=True):
-            assert relative_error(actual, expected) < ROUNDING
+@pytest.mark.parametrize("channels", [1024, 512, 300])  # in two parts, in one, and not in parts
+def test_dense_product_equals_xla(channels, x64):
+    x, kernel, dy = normal(3, channels), normal(channels, 5, seed=1), normal(3, 5, seed=2)
+    y, vjp = jax.vjp(jax.jit(dense_product), x, kernel)
+    np.testing.assert_allclose(y, x @ kernel, rtol=ROUNDING)
+    for actual, expected in zip(vjp(dy), (dy @ kernel.T, x.T @ dy), strict=True):
+        assert relative_error(actual, expected) < ROUNDING
 
 
 @pytest.mark.parametrize("size", [(2, 2), (4, 6), (5, 4), (7, 7)], ids=str)

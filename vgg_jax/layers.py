@@ -12,6 +12,38 @@ import jax.numpy as jnp
 from jax import lax
 
 
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return x @ kernel
+
+
+def _product_backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    rows = 512  # of a part of the kernel
+
+    def in_parts(dy: jax.Array, kernel: jax.Array) -> jax.Array:
+        parts = kernel.reshape(-1, rows, kernel.shape[1])
+        return jnp.einsum("pnd,prd->npr", jnp.broadcast_to(dy, (len(parts), *dy.shape)), parts).reshape(len(dy), -1)
+
+    def whole(dy: jax.Array, kernel: jax.Array) -> jax.Array:
+        return dy @ kernel.T
+
+    on_cpu = whole if len(kernel) % rows else in_parts
+    return lax.platform_dependent(dy, kernel, cpu=on_cpu, default=whole), x.T @ dy
+
+
+_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
+
+
+def dense_product(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+    """(N, C) by (C, D), with the signature of `jax.lax.dot_general`, for `nn.Dense(dot_general=dense_product)`.
+
+    On a CPU the gradient of `x` is computed in parts of 512 of its columns: for it XLA copies the kernel, transposed.
+    With fc6's 25,088 x 4,096 and a batch of 8 that takes 392 MiB, and 47 ms instead of 17 (2 cores of an EPYC).
+    """
+    return _product(x, kernel)
+
+
 def max_pool(x: jax.Array) -> jax.Array:
     """2x2 max pool of stride 2, without the odd last row and column: (N, H, W, C) -> (N, H // 2, W // 2, C).
 

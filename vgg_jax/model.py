@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vgg_jax.convolution import conv3x3
-from vgg_jax.layers import BatchNorm, adaptive_avg_pool, local_response_norm, max_pool
+from vgg_jax.convolution import Conv3x3
+from vgg_jax.layers import BatchNorm, adaptive_avg_pool, dense_product, local_response_norm, max_pool
 
 # Table 1: the convolutions of each stage, by their number of channels. Their kernels are 3x3, except that the last
 # one of stages 3 to 5 in column C is 1x1; column A-LRN normalises after conv1_1. A max pool ends each stage.
@@ -186,10 +186,9 @@ class VGG(nn.Module):
         match layer.kind:
             case "conv":
                 size = layer.kernel_size
-                convolution = conv3x3 if size == 3 and self.fast else None
-                return nn.Conv(
-                    layer.features, (size, size), kernel_init=conv_init, conv_general_dilated=convolution, **options
-                )(x)
+                if size == 3 and self.fast:
+                    return Conv3x3(layer.features, conv_init, **options)(x)
+                return nn.Conv(layer.features, (size, size), kernel_init=conv_init, **options)(x)
             case "bn":
                 return BatchNorm(**options)(x, use_running_average=not train)
             case "relu":
@@ -203,6 +202,8 @@ class VGG(nn.Module):
             case "dense":
                 if self.head_sharding is not None:
                     x = jax.lax.with_sharding_constraint(x, self.head_sharding)
+                elif self.fast:
+                    options["dot_general"] = dense_product
                 return nn.Dense(layer.features, kernel_init=dense_init, **options)(x)
             case "dropout":
                 return nn.Dropout(self.dropout_rate, deterministic=not train)(x)
