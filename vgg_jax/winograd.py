@@ -32,18 +32,20 @@ def _toom_cook(points: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.nd
 B_T, G, A_T = _toom_cook((0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)))
 
 
+# G g G^T as a product of matrices, of the nine taps of a kernel g; the results have the column first.
+KERNEL_TRANSFORM = np.einsum("ri,cj->crij", G, G).reshape(36, 9)
+
+
 def transformed_kernel(kernel: jax.Array) -> jax.Array:
-    """G g G^T of each 3x3 kernel g: (3, 3, C, D) to (6, 6, C, D), here and below the column first."""
-    rows = lax.optimization_barrier(_sums(G, list(kernel)))
-    return lax.optimization_barrier(_sums(G, list(rows.swapaxes(0, 1))))
+    """G g G^T of each 3x3 kernel g: (3, 3, C, D) to (36, C, D)."""
+    return jnp.tensordot(KERNEL_TRANSFORM.astype(kernel.dtype), kernel.reshape(9, *kernel.shape[2:]), 1)
 
 
 def convolution(x: jax.Array, kernels: jax.Array) -> jax.Array:
     """From a map with its border (N, H + 2, W + 2, C), H and W multiples of 4, to (N, H, W, D)."""
-    channels, features = kernels.shape[2:]
     tiles = _map_tiles(B_T, x)
-    products = jnp.matmul(tiles.reshape(36, -1, channels), kernels.reshape(36, channels, features))
-    products = lax.optimization_barrier(products.reshape(*tiles.shape[:-1], features))
+    products = jnp.matmul(tiles.reshape(36, -1, x.shape[-1]), kernels)
+    products = lax.optimization_barrier(products.reshape(*tiles.shape[:-1], -1))
     _, _, n, height, width, features = products.shape
     rows = _sums(A_T, list(products), 4).reshape(6, n, height, width * ROWS, features)
     rows = lax.optimization_barrier(rows)
@@ -51,17 +53,16 @@ def convolution(x: jax.Array, kernels: jax.Array) -> jax.Array:
 
 
 def gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """That of the transformed kernel, (6, 6, C, D), from a map with its border and the gradient of the output."""
+    """That of the transformed kernel, (36, C, D), from a map with its border and the gradient of the output."""
     tiles, gradient_tiles = _map_tiles(B_T, x), _map_tiles(A_T.T, dy)
-    shape = (6, 6, x.shape[-1], dy.shape[-1])
     tiles, gradient_tiles = (a.reshape(36, -1, a.shape[-1]) for a in (tiles, gradient_tiles))
-    return jnp.matmul(tiles.swapaxes(1, 2), gradient_tiles).reshape(shape)
+    return jnp.matmul(tiles.swapaxes(1, 2), gradient_tiles)
 
 
 def kernel_gradient(gradient: jax.Array) -> jax.Array:
     """That of the kernel, (3, 3, C, D), from that of the transformed one."""
-    columns = lax.optimization_barrier(_sums(G.T, list(lax.optimization_barrier(gradient))))
-    return _sums(G.T, list(columns.swapaxes(0, 1)))
+    taps = jnp.tensordot(KERNEL_TRANSFORM.T.astype(gradient.dtype), gradient, 1)
+    return taps.reshape(3, 3, *gradient.shape[1:])
 
 
 def _map_tiles(matrix: np.ndarray, x: jax.Array) -> jax.Array:
