@@ -74,10 +74,8 @@ class Process:
 
     def close(self) -> None:
         """Ends it."""
-        assert self.process.stdin
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.wait()
+        with contextlib.suppress(BrokenPipeError), self.process:  # which closes the pipes, and waits
+            pass
 
 
 def busy_seconds() -> float:

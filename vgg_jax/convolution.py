@@ -99,14 +99,16 @@ def _conv_of_tiny_map(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.A
 
 
 class Method(NamedTuple):
-    """How the convolution is computed of a map with a pixel of zeros around it, whose sides are multiples of 4."""
+    """A way to convolve a map that has a pixel of zeros around it, and sides of a multiple of 4 without it.
 
-    transform: Callable[[jax.Array], jax.Array]  # of the kernel
-    convolution: Callable[[jax.Array, jax.Array], jax.Array]  # of the map with its border, by the transformed kernel
-    gradient: Callable[
-        [jax.Array, jax.Array], jax.Array
-    ]  # of the transformed kernel, by the map and that of the output
-    kernel_gradient: Callable[[jax.Array], jax.Array]  # of the kernel, by that of the transformed one
+    `transform` is what it makes of the kernel; `convolution` takes the map and the transformed kernel. `gradient`, of
+    the transformed kernel, takes the map and the gradient of the output; `kernel_gradient` makes the kernel's of it.
+    """
+
+    transform: Callable[[jax.Array], jax.Array]
+    convolution: Callable[[jax.Array, jax.Array], jax.Array]
+    gradient: Callable[[jax.Array, jax.Array], jax.Array]
+    kernel_gradient: Callable[[jax.Array], jax.Array]
 
 
 def _columns(x: jax.Array) -> jax.Array:
@@ -123,7 +125,7 @@ IM2COL = Method(
     lambda x, dy: jnp.einsum("nhwc,nhwd->cd", _columns(x), dy),
     lambda gradient: gradient.reshape(3, 3, -1, gradient.shape[-1]),
 )
-WINOGRAD = Method(*(winograd.transformed_kernel, winograd.convolution, winograd.gradient, winograd.kernel_gradient))
+WINOGRAD = Method(winograd.transform, winograd.convolution, winograd.gradient, winograd.kernel_gradient)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
