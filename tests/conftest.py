@@ -63,7 +63,6 @@ def winograd(monkeypatch):
     In bands where the map has several, and all else too as it is where there is one device, and not the tests' eight.
     """
     monkeypatch.setattr("vgg_jax.convolution.SMALLEST_WORK", 0)
-    monkeypatch.setattr("vgg_jax.convolution.SMALLEST_BATCH", 1)
     monkeypatch.setattr("vgg_jax.convolution.SMALLEST_BAND", 64)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
 

@@ -83,7 +83,6 @@ def test_conv3x3_equals_xla(size, channels, x64):
 def test_conv3x3_equals_xla_for_every_shape(size, seed, smallest_band):
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "SMALLEST_WORK", 0)
-        patch.setattr(convolution, "SMALLEST_BATCH", 1)
         patch.setattr(convolution, "SMALLEST_BAND", smallest_band)
         patch.setattr(jax, "device_count", lambda: 1)
         check_conv3x3(*size, seed=seed)

@@ -17,10 +17,10 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from vgg_jax import winograd
 
 BAND = winograd.ROWS  # rows of a map that are computed at once
-# Winograd's algorithm is worth the seconds that it takes to compile from so many multiply-adds of a layer, and from two
-# images, on. With one of 224x224, VGG-16 gains a tenth, and compiles for 5 s instead of 1.
-SMALLEST_WORK = 2**30
-SMALLEST_BATCH = 2
+# Winograd's algorithm is worth the seconds that it takes to compile from so many multiply-adds of a layer on. Inference
+# by VGG-16 of one image of 224x224 goes from 186 to 103 ms, compiling from 0.7 to 1.8 s; with batch norm and 16 images
+# of 32x32, from 55 to 40 ms and from 1.2 to 2.6 s, a training step from 242 to 178 ms and from 12.4 to 15.5 s.
+SMALLEST_WORK = 2**29
 SMALLEST_BAND = 384  # pixels of a row, in the whole batch, from which on a map is computed in bands
 
 
@@ -53,13 +53,13 @@ def conv3x3(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     Returns:
       (N, H, W, D), in the dtype of `x`.
     """
-    n, height, width, channels = x.shape
+    height, width, channels = x.shape[1:]
     work = x.size * kernel.size // channels
     if height <= 2 and width <= 2:
         return lax.platform_dependent(x, kernel, bias, cpu=_conv_of_tiny_map, default=_conv_by_xla)
     if channels <= 4:
         return _conv(IM2COL, x, kernel, bias)
-    if work < SMALLEST_WORK or n < SMALLEST_BATCH or height <= 2 or x.dtype not in (jnp.float32, jnp.float64):
+    if work < SMALLEST_WORK or height <= 2 or x.dtype not in (jnp.float32, jnp.float64):
         return _conv_by_xla(x, kernel, bias)
     return _conv(WINOGRAD, x, kernel, bias)
 
