@@ -5,8 +5,9 @@ arm runs in a process of its own, with as many threads as there are cores, on th
 each keeps the memory that it frees, as the commands of vgg_jax do, for it makes PyTorch faster too. Before
 anything is timed an arm's logits, and its losses before and after a step, are compared with those of PyTorch eager; one
 that disagrees is not timed, and the exit code is 1. Then the arms run in turn, each a burst of a few seconds, while the
-others wait; the order moves on by one each round. Images per second are medians over rounds, compiling apart. A matrix
-product in the same rounds, the faster of JAX's and PyTorch's, is the ceiling.
+others wait, after one step that is not timed; the order moves on by one each round. Images per second are medians over
+rounds, compiling apart. A matrix product in the same rounds, the faster of JAX's and PyTorch's, is the ceiling. At the
+end each arm gives its free memory back, and the most memory is measured in two steps.
 
 Training is cross entropy and SGD (rate 0.0001, momentum 0.9, weight decay 5e-4 but in Keras, whose decay is another),
 without dropout. PyTorch has its best: fused SGD, inference_mode, both memory formats, torch.compile. On an accelerator
@@ -63,8 +64,6 @@ def run_burst(cell: Cell, arm: dict[str, Any], process: Process, seconds: float)
     others = busy_seconds() - process.processor_seconds() - before
     arm.setdefault("rounds", []).append(steps * cell.batch / elapsed)
     arm.setdefault("cores_of_others", []).append(max(0.0, others) / elapsed)
-    if len(arm["rounds"]) == 1:  # before the matrix product, which takes memory too
-        arm |= process.ask("memory")
 
 
 def disagreement(actual: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
@@ -135,6 +134,11 @@ def measure(cell: Cell, names: list[str], rounds: int, seconds: float, product: 
                         rates[library].append(answer["flops"])
                     except RuntimeError as error:
                         drop(name, error)
+            for name in list(processes):
+                try:
+                    arms[name] |= processes[name].ask("memory")
+                except RuntimeError as error:
+                    drop(name, error)
         finally:
             for process in processes.values():
                 process.close()

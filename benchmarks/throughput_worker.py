@@ -140,8 +140,6 @@ class Worker:
         logits = logits if training else results[0]
         logits = logits.float().cpu().numpy() if hasattr(logits, "cpu") else np.asarray(logits, np.float32)
         np.save(os.path.join(directory, f"{self.name}.npy"), logits)
-        return_freed()
-        forget_peak()
         return {
             "device": str(arm.device),
             "losses": [float(result) for result in results[:2]] if training else [],
@@ -161,8 +159,9 @@ class Worker:
         return seconds, results
 
     def time(self, steps: int) -> dict[str, float]:
-        """The seconds of so many steps. On a CPU each is waited for, as PyTorch does, so that none overlap."""
+        """The seconds of so many steps, after one more. On a CPU each is waited for, as PyTorch does: none overlap."""
         arm = self.arm
+        arm.wait(arm.step())  # what the process had in the caches is lost while the others run
         start = time.perf_counter()
         for _ in range(steps):
             result = arm.step()
@@ -188,7 +187,11 @@ class Worker:
         return time.perf_counter() - start
 
     def memory(self) -> dict[str, int]:
-        """The most memory: of the process since the warm-up, of the accelerator since the start."""
+        """The most memory: of the process in two steps, of the accelerator since the start."""
+        self.product = None
+        return_freed()
+        forget_peak()
+        self.time(1)
         return {"peak_bytes": memory("VmHWM"), "device_peak_bytes": self.arm.device_peak()}
 
 
