@@ -1,6 +1,6 @@
 """What train.py takes besides its steps: before the first one, and between them.
 
-    python benchmarks/command.py [--config FILE] [--epochs N] [--rounds N]
+    python benchmarks/command.py [--config FILE] [--epochs N] [--rounds N] [--no-starts]
 
 First it starts the command with an empty compilation cache and with the one that this leaves, and prints the seconds
 until the first step has been reported. Then it trains N epochs, without an evaluation or a save but the last, and in
