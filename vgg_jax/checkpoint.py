@@ -14,6 +14,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from vgg_jax.errors import UserError, first_line
 from vgg_jax.integrity import describe, difference, named_arrays, named_leaves, read_metadata
+from vgg_jax.memory import HostCopy
 from vgg_jax.reporting import say
 from vgg_jax.training import TrainState
 
@@ -40,6 +41,7 @@ class Checkpoints:
         self._set_aside({step: f"is damaged: {problem}" for step, problem in corrupt.items()})
         self._manager = _open(self._directory)
         self._saving = False  # a save whose outcome is not known yet
+        self._host_copy = HostCopy()
 
     @property
     def latest_step(self) -> int | None:
@@ -61,7 +63,10 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
+        self.check(wait=True)  # the last save reads the copy that this one overwrites
         tree = _arrays(state)
+        if jax.process_count() == 1:
+            tree = self._host_copy.update(tree)
         arrays = named_arrays(tree)
         learned = [name for name in arrays if not name.startswith("plateau/")]  # which begins with infinity
         if bad := [name for name in learned if not np.isfinite(arrays[name]).all()]:
@@ -233,8 +238,17 @@ def _open(directory: str, read_only: bool = False) -> ocp.CheckpointManager:
         read_only=read_only,
     )
     # Compression takes more of the processors than everything else of a save, and makes it a tenth smaller.
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=_array_handlers())
     return ocp.CheckpointManager(directory, item_handlers=handler, options=options)
+
+
+def _array_handlers() -> Any:
+    """Return Orbax's handlers of arrays, without a second copy of those on the host: `HostCopy` is one already."""
+    types = ocp.type_handlers
+    return types.create_type_handler_registry(
+        (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, types.get_type_handler(jax.Array)),
+    )
 
 
 def _all_corrupt(directory: str, corrupt: dict[int, str]) -> UserError:

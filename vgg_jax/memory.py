@@ -1,0 +1,58 @@
+"""The memory of this process: what it holds, and copies of arrays that do not fragment it."""
+
+import mmap
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+LARGE = 2**20  # bytes of an array from which it gets pages of its own
+
+
+class HostCopy:
+    """A copy of a tree of arrays in host memory that is allocated once and overwritten by every later copy.
+
+    A checkpoint is written from it in the background while training overwrites the arrays themselves. So a save never
+    keeps an array of the training state alive, and a run with saves holds one copy of the state more than one without,
+    however many saves there are. Orbax given the arrays themselves keeps them: it reads `jax.Array.addressable_shards`,
+    which JAX caches in the array, and whose shard refers to the array again. Such a cycle lives until Python's cyclic
+    garbage collector happens to run, and the donated buffers of the state with it.
+
+    Large arrays get pages of their own. Allocated between XLA's temporary arrays, they would divide the space that the
+    next step needs in one piece.
+    """
+
+    def __init__(self) -> None:
+        """Allocate nothing yet."""
+        self._buffers: list[np.ndarray] = []
+
+    def update(self, tree: Any) -> Any:
+        """Return `tree` with its arrays copied to the host; this overwrites what the last call returned.
+
+        Args:
+          tree: arrays, each whole on the devices of this process.
+        """
+        leaves, structure = jax.tree.flatten(tree)
+        layout = [(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves]
+        if layout != [(buffer.shape, buffer.dtype) for buffer in self._buffers]:
+            self._buffers = [_allocate(shape, dtype) for shape, dtype in layout]
+        for buffer, leaf in zip(self._buffers, leaves, strict=True):
+            np.copyto(buffer, np.asarray(leaf))
+        return jax.tree.unflatten(structure, self._buffers)
+
+
+def _allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = int(np.prod(shape)) * dtype.itemsize
+    if size < LARGE:
+        return np.empty(shape, dtype)
+    return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)
+
+
+def resident_bytes() -> int | None:
+    """Return the bytes of physical memory that this process holds; None if the system does not tell."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
