@@ -35,7 +35,7 @@ from vgg_jax.data.sources import check_config, open_splits
 from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.evaluation import evaluate
 from vgg_jax.optimizer import make_optimizer, make_plateau, make_schedule
-from vgg_jax.parallel import make_mesh, state_shardings, with_sharded_head
+from vgg_jax.parallel import make_mesh, state_shardings, with_sharded_head, with_sharding
 from vgg_jax.processes import StopSignals, check_alone, joined
 from vgg_jax.reporting import NoReporter, Reporter, say
 from vgg_jax.run_directory import open_run
@@ -87,7 +87,8 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
         ema_decay=config.optimizer.ema_decay,
     )
     source = source_variables(config, model) if config.init_from and not saved_steps(checkpoint_dir) else None
-    shardings = state_shardings(jax.eval_shape(init, init_key, source=source), mesh, config.shard_head)
+    shapes = jax.eval_shape(init, init_key, source=source)
+    shardings = state_shardings(shapes, mesh, config.shard_head)
 
     test_view = functools.partial(normalize, mean=config.data.mean, std=config.data.std)
     train_view = functools.partial(augment, config=config.data)
@@ -102,27 +103,33 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
     )
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(open_run(workdir, config, allow_changes))
-        # The program that draws the parameters runs once: with fewer passes XLA:CPU compiles it in a fifth of the time.
-        options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        state = jax.jit(init, out_shardings=shardings, compiler_options=options)(init_key, source=source)
+        write_config = stack.enter_context(open_run(workdir, config, allow_changes))
         train_loader, eval_loader = (Loader(split, mesh) for split in (train_split, eval_split))
         if summary:
             say(model.tabulate(init_key, np.zeros((1, *image_shape), np.float32), console_kwargs={"width": 120}))
-        count, trained = (sum(a.size for a in jax.tree.leaves(p)) for p in (state.variables["params"], state.params))
+        count, trained = (sum(a.size for a in jax.tree.leaves(p)) for p in (shapes.variables["params"], shapes.params))
         parameters = f"{count:,} parameters" + (f", of which {trained:,} train," if trained < count else "")
         say(f"VGG-{model.depth} with {parameters} on {mesh.size} {mesh.devices[0].device_kind} device(s)")
         stop = stack.enter_context(StopSignals())
         say(f"{len(train_split):,} training and {len(eval_split):,} evaluation images; {num_steps:,} steps")
 
-        checkpoints, progress = Checkpoints(checkpoint_dir), None
+        # Until the checkpoints are checked and restored, a refusal leaves the directory as it was.
+        checkpoints, progress, state = Checkpoints(checkpoint_dir), None, None
         if checkpoints.latest_step is not None:
-            state, progress = checkpoints.restore(state)
-            say(f"going on from the checkpoint of step {int(state.step)} in {workdir}")
-        start = int(state.step)
+            state, progress = checkpoints.restore(jax.tree.map(with_sharding, shapes, shardings))
+        start = 0 if state is None else int(state.step)
         if start >= num_steps:
             say(f"{workdir} is finished: step {start} of {num_steps}; for more, raise --config.num_epochs")
             return 0
+        write_config()
+        checkpoints.open()
+        if state is None:
+            # The program that draws the parameters runs once: with fewer passes XLA:CPU compiles it in a fifth of the
+            # time.
+            options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+            state = jax.jit(init, out_shardings=shardings, compiler_options=options)(init_key, source=source)
+        else:
+            say(f"going on from the checkpoint of step {start} in {workdir}")
 
         reporter = Reporter(workdir, start, num_steps, steps_per_epoch) if jax.process_index() == 0 else NoReporter()
         tally = Tally(checked_tensors(state), config.max_skipped_steps, progress)

@@ -85,7 +85,9 @@ def test_a_partial_save_is_cleaned_and_the_one_before_it_restored(tmp_path):
     checkpoints = Checkpoints(str(tmp_path))
     assert checkpoints.latest_step == 10
     assert_equal_states(checkpoints.restore(make_state())[0], make_state(10))
-    assert os.listdir(tmp_path) == ["10"]
+    checkpoints.save(make_state(30), None)  # waits until Orbax has cleaned up
+    checkpoints.close()
+    assert sorted(os.listdir(tmp_path)) == ["10", "30"]
 
 
 def small_state(step):
@@ -141,7 +143,9 @@ def test_damage_is_found_or_harmless(cases, two_checkpoints, tmp_path, capsys):
         files = sorted(path for path in (directory / "20").rglob("*") if path.is_file())
         what = damage(files[random.integers(len(files))], random)
         capsys.readouterr()
-        restored = Checkpoints(str(directory)).restore(small_state(0))[0]
+        checkpoints = Checkpoints(str(directory))
+        restored = checkpoints.restore(small_state(0))[0]
+        checkpoints.open()
         step = int(restored.step)
         assert step in (10, 20), what
         assert_equal_states(restored, small_state(step))
@@ -168,7 +172,9 @@ def test_a_flipped_bit_in_an_array_is_named(two_checkpoints, tmp_path, capsys):
         {"step": other.step, "params": other.params, "batch_stats": {}, "opt_state": other.opt_state},
     )
     checkpointer.close()
-    assert int(Checkpoints(str(directory)).restore(small_state(0))[0].step) == 10
+    checkpoints = Checkpoints(str(directory))
+    assert int(checkpoints.restore(small_state(0))[0].step) == 10
+    checkpoints.open()
     assert "step 20 is damaged: params/conv1_1/kernel failed the checksum" in capsys.readouterr().out
 
 
@@ -180,7 +186,9 @@ def test_metadata_that_were_changed_are_found(two_checkpoints, tmp_path, capsys)
     metadata = json.loads(path.read_text())
     metadata["custom_metadata"]["progress"] = {"skipped": 7}
     path.write_text(json.dumps(metadata))
-    assert int(Checkpoints(str(directory)).restore(small_state(0))[0].step) == 10
+    checkpoints = Checkpoints(str(directory))
+    assert int(checkpoints.restore(small_state(0))[0].step) == 10
+    checkpoints.open()
     output = capsys.readouterr().out
     assert "step 20 is damaged: its metadata cannot be read: ValueError: it failed the checksum" in output
 

@@ -40,8 +40,8 @@ def test_a_second_run_in_the_directory_is_refused_and_the_lock_of_a_killed_one_i
         holder.communicate()
     assert (tmp_path / ".lock").exists()
     for _ in range(2):
-        with open_run(str(tmp_path), Config()):
-            pass
+        with open_run(str(tmp_path), Config()) as write_config:
+            write_config()
 
 
 @pytest.mark.parametrize("name", ["/proc/run", "file/run"], ids=["read_only", "below_a_file"])
@@ -61,15 +61,16 @@ def test_a_bucket_is_not_a_directory():
 
 def test_a_changed_configuration_lists_every_difference_and_goes_on_only_where_that_is_allowed(tmp_path, capsys):
     workdir = str(tmp_path)
-    with open_run(workdir, Config()):
-        pass
+    with open_run(workdir, Config()) as write_config:
+        write_config()
     changed = Config(seed=7, num_epochs=3, optimizer=OptimizerConfig(learning_rate=0.5))
     differences = ["config.optimizer.learning_rate is 0.5, was 0.1", "config.seed is 7, was 0"]
     with raises_user_error("; ".join(differences), "--allow_changes"), open_run(workdir, changed):
         pass
     assert capsys.readouterr().out == ""
-    with open_run(workdir, changed, allow_changes=True):
+    with open_run(workdir, changed, allow_changes=True) as write_config:
         assert capsys.readouterr().out.splitlines() == differences
+        write_config()
     assert json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(changed)))
 
 

@@ -116,8 +116,8 @@ def test_fine_tuning_at_another_scale_starts_with_the_whole_network_and_its_own_
     before = create(optimizer=make_optimizer(config.optimizer, make_schedule(config, 512)))
     reduced = before.plateau._replace(scale=jnp.float32(0.01))
     before = before.replace(plateau=reduced, opt_state=jax.tree.map(jnp.ones_like, before.opt_state), step=7)
-    with open_run(str(tmp_path), config):
-        pass
+    with open_run(str(tmp_path), config) as write_config:
+        write_config()
     checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
     checkpoints.save(before, None)
     checkpoints.close()
@@ -252,8 +252,8 @@ def test_a_run_is_loaded_on_another_number_of_devices(tmp_path):
     """Saved from eight, loaded on one; and what is loaded here, on eight again, is bound to none of them."""
     assert jax.device_count() == 8
     config = Config(model=ModelConfig(**SMALL, num_classes=10, hidden=(64, 32)))
-    with open_run(str(tmp_path), config):
-        pass
+    with open_run(str(tmp_path), config) as write_config:
+        write_config()
     state = jax.device_put(states()[0], NamedSharding(Mesh(np.array(jax.devices()), ("data",)), P()))
     checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
     checkpoints.save(state, None)

@@ -1,6 +1,7 @@
 """Checkpoints of a run, by Orbax: the latest and the best; where one is damaged, the newest that is whole."""
 
 import contextlib
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -28,25 +29,39 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str) -> None:
-        """Opens or makes the directory.
+        """Examine the checkpoints in the directory, which may be missing. This changes nothing on disk.
 
         Raises:
-          UserError: where there are checkpoints, and none can be read.
+          UserError: if there are checkpoints and all of them are damaged.
         """
         self._directory = os.path.abspath(directory)
         problems = {step: _metadata_problem(self._path(step)) for step in saved_steps(self._directory)}
-        corrupt = {step: problem for step, problem in problems.items() if problem}
-        if problems and len(corrupt) == len(problems):
-            raise _all_corrupt(self._directory, corrupt)
-        self._set_aside({step: f"is damaged: {problem}" for step, problem in corrupt.items()})
-        self._manager = _open(self._directory)
+        self._damaged = {step: problem for step, problem in problems.items() if problem}
+        if problems and len(self._damaged) == len(problems):
+            raise _all_corrupt(self._directory, self._damaged)
+        self._latest_step = max(problems.keys() - self._damaged.keys(), default=None)
+        self._is_open = False
         self._saving = False  # a save whose outcome is not known yet
         self._host_copy = HostCopy()
 
+    def open(self) -> None:
+        """Prepare the directory for saves; the first save does so too.
+
+        Make it if it is missing, move damaged checkpoints to its neighbor `checkpoints-corrupt`, each with a line that
+        says why, and delete what a killed save left.
+        """
+        _ = self._manager
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        self._set_aside({step: f"is damaged: {problem}" for step, problem in self._damaged.items()})
+        self._is_open = True
+        return _open(self._directory)
+
     @property
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint; None where there is none."""
-        return self._manager.latest_step()
+        """The step of the newest checkpoint that is not known to be damaged; None if there is none."""
+        return self._manager.latest_step() if self._is_open else self._latest_step
 
     def save(self, state: TrainState, metrics: dict[str, float] | None, progress: Any = None) -> None:
         """Starts to save `state`, unless its step is saved already, or an array of it is not finite.
@@ -60,6 +75,7 @@ class Checkpoints:
         Raises:
           UserError: where this save, or the one before, has failed, as on a full disk.
         """
+        self.open()
         step = int(state.step)
         if step == self.latest_step:
             return
@@ -89,25 +105,33 @@ class Checkpoints:
                 self._manager.wait_until_finished()  # raises, where the manager's check_for_errors does not
 
     def restore(self, state: TrainState) -> tuple[TrainState, Any]:
-        """`state` with the arrays of the newest checkpoint that is whole, and the progress saved with them.
+        """Return `state` with the arrays of the newest intact checkpoint, and the progress saved with them.
 
-        The arrays lie on the devices as those of `state`. Newer checkpoints are moved to the directory's neighbour
-        `checkpoints-corrupt`, each with a line that says why.
+        This changes nothing on disk: `open` moves the newer, damaged checkpoints. Call it before that.
+
+        Args:
+          state: a state of arrays, or of `jax.ShapeDtypeStruct` with shardings. It gives the devices of each array.
 
         Raises:
-          UserError: where no checkpoint is whole, or it is one of other arrays. Nothing is moved then.
+          UserError: if no checkpoint is intact, or it is one of another network or optimizer.
         """
         tree = _arrays(state)
         self._check_shapes(tree)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+        arguments = ocp.checkpoint_utils.construct_restore_args(target)
+        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 
         def read(step: int) -> Any:
-            arguments = ocp.checkpoint_utils.construct_restore_args(target)
-            return self._manager.restore(step, args=ocp.args.PyTreeRestore(target, restore_args=arguments))
+            path = os.path.join(self._path(step), "default")
+            return checkpointer.restore(path, args=ocp.args.PyTreeRestore(target, restore_args=arguments))
 
-        arrays, step, corrupt = _newest_whole(self._directory, self._manager.all_steps(), read)
-        self._set_aside({step: f"is damaged: {problem}" for step, problem in corrupt.items()})
-        self._manager.reload()
+        try:
+            arrays, step, corrupt = _newest_whole(self._directory, saved_steps(self._directory), read)
+        except UserError:
+            self._check_dtypes(tree, checkpointer)  # arrays of another dtype fail their checksums
+            raise
+        self._damaged |= corrupt
+        self._latest_step = step
         return state.replace(**arrays), read_metadata(self._path(step))["progress"]
 
     def reject_from(self, step: int, reason: str) -> int | None:
@@ -128,12 +152,23 @@ class Checkpoints:
             self._manager.wait_until_finished()
         self._manager.close()
 
-    def _path(self, step: int) -> str:
+    def _path(self, step: int | None) -> str:
         return os.path.join(self._directory, str(step))
 
     def _check_shapes(self, tree: Any) -> None:
-        saved = read_metadata(self._path(self._manager.latest_step()))["shapes"]
-        expected = {name: list(leaf.shape) for name, leaf in named_leaves(tree).items()}
+        saved = read_metadata(self._path(self.latest_step))["shapes"]
+        self._compare(saved, {name: list(leaf.shape) for name, leaf in named_leaves(tree).items()})
+
+    def _check_dtypes(self, tree: Any, checkpointer: ocp.Checkpointer) -> None:
+        path = os.path.join(self._path(self.latest_step), "default")
+        try:
+            saved = checkpointer.metadata(path).item_metadata.tree
+        except Exception:  # of many kinds: this is damaged too
+            return
+        found, expected = ({name: str(leaf.dtype) for name, leaf in named_leaves(t).items()} for t in (saved, tree))
+        self._compare(found, expected)
+
+    def _compare(self, saved: dict[str, Any], expected: dict[str, Any]) -> None:
         if saved != expected:
             name = min(name for name in saved.keys() | expected.keys() if saved.get(name) != expected.get(name))
             raise UserError(

@@ -43,6 +43,11 @@ def state_shardings(state: Any, mesh: Mesh, shard_head: bool = False) -> Any:
     return jax.tree.map_with_path(sharding, state)
 
 
+def with_sharding(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """Return the shape and dtype of an array, with the devices that it is to lie on."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
 def with_sharded_head(model: VGG, mesh: Mesh) -> VGG:
     """The same network, whose dense layers take their inputs as the rows of their kernels lie."""
     return model.clone(head_sharding=NamedSharding(mesh, P(None, AXIS)))

@@ -1,10 +1,10 @@
-"""The directory of a run: made and checked before the first step, with the run's configuration in it."""
+"""The directory of a run: locked and checked before the first step; written only when every check has passed."""
 
 import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import filelock
@@ -34,30 +34,42 @@ MAY_CHANGE = {
 
 
 @contextlib.contextmanager
-def open_run(workdir: str, config: Config, allow_changes: bool = False) -> Iterator[None]:
-    """Makes the directory, keeps it for this run while within, and writes `config.json` into it.
+def open_run(workdir: str, config: Config, allow_changes: bool = False) -> Iterator[Callable[[], None]]:
+    """Lock the run's directory, compare the configuration, and yield the function that writes `config.json`.
 
-    Of several processes the first does, and then the others compare.
+    The caller calls that function when all its own checks have passed. Without the call, the directory is left as it
+    was, and a new one is removed. All processes of a run call it: the first writes, then the others compare.
 
     Args:
-      workdir: the directory; where it holds a run, that goes on.
-      config: of the run.
-      allow_changes: takes a configuration other than that of the run so far, and says what differs.
+      workdir: the directory, which may hold a run to resume.
+      config: the configuration of the run.
+      allow_changes: accept a configuration that differs from that of the run so far, and print the differences.
 
     Raises:
-      UserError: where the directory cannot be written, is in use by another run, or holds one of another configuration.
+      UserError: if the directory cannot be written, is in use by another run, or holds one of another configuration.
     """
     first = jax.process_index() == 0
-    with _locked(workdir) if first else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        made: list[str] = []
         if first:
+            made = stack.enter_context(_locked(workdir))
             _compare(workdir, config, allow_changes)
-            _write(workdir, config)
-        meet("the run's directory")
-        if not first:
-            if not os.path.exists(os.path.join(workdir, CONFIG)):
-                raise UserError(f"{workdir} has no {CONFIG} of the first process; put --workdir on a shared disk")
-            _compare(workdir, config, allow_changes=False)
-        yield
+        meet("the directory is locked")
+        if not first and not os.path.exists(os.path.join(workdir, LOCK)):
+            raise UserError(f"{workdir} has no {LOCK} of the first process; put --workdir on a shared disk")
+        meet("the directory is shared")
+
+        def write() -> None:
+            if first:
+                _write(workdir, config)
+                made.clear()
+            meet("the configuration is written")
+            if not first:
+                if not os.path.exists(os.path.join(workdir, CONFIG)):
+                    raise UserError(f"{workdir} has no {CONFIG} of the first process; put --workdir on a shared disk")
+                _compare(workdir, config, allow_changes=False)
+
+        yield write
 
 
 def read_config(workdir: str) -> Config:
@@ -89,20 +101,40 @@ def _tuples(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _locked(workdir: str) -> Iterator[None]:
-    """Holds the lock of the directory, which the system gives back when a process ends, in whatever way."""
+def _locked(workdir: str) -> Iterator[list[str]]:
+    """Hold the lock of the directory. The system releases it when the process ends, in whatever way.
+
+    Yields the paths that were made for it, outermost first. Those still in the list at the end are removed.
+    """
     if "://" in workdir:
         raise UserError(f"--workdir is {workdir}; expected a directory of a file system: mount the bucket")
-    try:
-        os.makedirs(workdir, exist_ok=True)
-        lock = filelock.FileLock(os.path.join(workdir, LOCK), timeout=0)
-        lock.acquire()
-    except filelock.Timeout:
-        raise UserError(f"another process trains in {workdir}; wait until it ends, or take another --workdir") from None
-    except OSError as error:
-        raise _cannot_use(workdir, error) from None
-    with lock:
-        yield
+    path = os.path.join(os.path.abspath(workdir), LOCK)
+    made: list[str] = []
+    while not os.path.lexists(path):
+        made.insert(0, path)
+        path = os.path.dirname(path)
+    lock = filelock.FileLock(os.path.join(workdir, LOCK), timeout=0)
+    with contextlib.ExitStack() as stack:
+        stack.callback(lock.release)
+        stack.callback(_remove, made)  # before the release, so that nobody locks a file that is about to go
+        try:
+            os.makedirs(workdir, exist_ok=True)
+            lock.acquire()
+        except filelock.Timeout:
+            made.clear()  # another process holds it
+            raise UserError(
+                f"another process trains in {workdir}; wait until it ends, or take another --workdir"
+            ) from None
+        except OSError as error:
+            raise _cannot_use(workdir, error) from None
+        yield made
+
+
+def _remove(made: list[str]) -> None:
+    """Remove a lock file and the directories made for it, unless something else is in them."""
+    for path in reversed(made):
+        with contextlib.suppress(OSError):
+            os.rmdir(path) if os.path.isdir(path) else os.remove(path)
 
 
 def _compare(workdir: str, config: Config, allow_changes: bool) -> None:
@@ -130,12 +162,15 @@ def _compare(workdir: str, config: Config, allow_changes: bool) -> None:
 
 
 def _write(workdir: str, config: Config) -> None:
+    """Write `config.json`, even if it stays the same: a full disk is then found before anything else changes."""
     path = os.path.join(workdir, CONFIG)
     try:
         with open(path + ".partial", "w") as file:
             json.dump(dataclasses.asdict(config), file, indent=2)
         os.replace(path + ".partial", path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.remove(path + ".partial")
         raise _cannot_use(workdir, error) from None
 
 

@@ -208,16 +208,33 @@ def _load_run(path: str) -> tuple[VGG, Variables, Preprocessing]:
             f"{path} is a run in float64, which JAX holds only in 64-bit mode: set JAX_ENABLE_X64=1, or call "
             'jax.config.update("jax_enable_x64", True), first'
         )
+    try:
+        model = create_model(config.model)
+    except ValueError as error:
+        raise UserError(f"{path} is not a run's directory: config.json: model.{error}") from None
     variables = jax.tree.map(jnp.asarray, evaluated_variables(read_latest(directory)))
     if not variables["batch_stats"]:
         del variables["batch_stats"]
     data = config.data
+    _check_fits(path, model, variables, (data.image_size, data.image_size, len(data.mean)))
     order = "L" if len(data.mean) == 1 else "RGB"
-    return (
-        create_model(config.model),
-        variables,
-        Preprocessing(data.resize, data.image_size, data.mean, data.std, order),
-    )
+    return model, variables, Preprocessing(data.resize, data.image_size, data.mean, data.std, order)
+
+
+def _check_fits(path: str, model: VGG, variables: Variables, image_shape: tuple[int, int, int]) -> None:
+    """Raise UserError if the variables of a run's checkpoint are not those of the model of its configuration."""
+    from vgg_jax.integrity import named_leaves
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), model.dtype)
+    shapes = [named_leaves(tree) for tree in (variables, jax.eval_shape(model.init, jax.random.key(0), images))]
+    found, expected = ({name: leaf.shape for name, leaf in leaves.items()} for leaves in shapes)
+    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if wrong:
+        raise UserError(
+            f"{path}: the checkpoint is of another network than config.json: {wrong[0]} is "
+            f"{found.get(wrong[0], 'absent')}, expected {expected.get(wrong[0], 'none')}; "
+            "restore the config.json of the run"
+        )
 
 
 def _from_state_dict(arrays: Mapping[str, Any], model: VGG | None = None) -> tuple[VGG, Variables]:
