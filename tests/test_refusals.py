@@ -185,11 +185,12 @@ def test_held_lock_changes_no_byte(config, finished):
 
 
 @abandoned_reads
-@pytest.mark.parametrize("files", [("_CHECKPOINT_METADATA",) * 2, ("default/manifest.ocdbt", "_CHECKPOINT_METADATA")])
-def test_damaged_checkpoints_are_not_moved_by_a_refusal(files, config, copy):
-    """Also if the damage of one is found only when its arrays are read."""
-    for step, file in zip((1, STEPS), files, strict=True):
-        (copy / "checkpoints" / str(step) / file).write_bytes(b"nothing")
+@pytest.mark.parametrize("older", ["_CHECKPOINT_METADATA", "default/ocdbt.process_0/d/*"], ids=["metadata", "arrays"])
+def test_damaged_checkpoints_are_not_moved_by_a_refusal(older, config, copy):
+    """Damage of the metadata is found when the run's checkpoints are opened, that of the arrays only afterwards."""
+    checkpoints = copy / "checkpoints"
+    for path in (checkpoints / str(STEPS) / "_CHECKPOINT_METADATA", *(checkpoints / "1").glob(older)):
+        path.write_bytes(b"nothing")
     with unchanged(copy), raises_user_error("every checkpoint in ", "step 1: ", "step 2: "):
         train.train_and_evaluate(config, str(copy))
 
@@ -233,7 +234,8 @@ def test_allowed_changes_are_written_after_the_checks(config, copy, monkeypatch)
     (copy / "checkpoints" / "2" / "_CHECKPOINT_METADATA").write_bytes(b"nothing")
     with pytest.raises(Reached):
         train.train_and_evaluate(changed(config, seed=3), str(copy), allow_changes=True)
-    assert json.loads((copy / "config.json").read_text())["seed"] == 3
+    written = json.loads((copy / "config.json").read_text())
+    assert written["seed"] == 3
     assert os.listdir(copy / "checkpoints-corrupt") == ["2"]
 
 
