@@ -38,7 +38,7 @@ from vgg_jax.optimizer import make_optimizer, make_plateau, make_schedule
 from vgg_jax.parallel import make_mesh, state_shardings, with_sharded_head, with_sharding
 from vgg_jax.processes import StopSignals, check_alone, joined
 from vgg_jax.reporting import NoReporter, Reporter, say
-from vgg_jax.run_directory import open_run
+from vgg_jax.run_directory import open_run, resolve_dtype
 from vgg_jax.tally import NotFiniteError, Tally
 from vgg_jax.training import checked_tensors, compiler_options, create_train_state, eval_step, step_memory, train_step
 from vgg_jax.transfer import source_variables
@@ -57,6 +57,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this is, fr
 
 def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allow_changes: bool = False) -> int:
     """Trains as `config` says, or goes on with the run in `workdir`; returns the exit code."""
+    config = resolve_dtype(config, workdir)
     jax.config.update("jax_enable_x64", config.model.dtype == "float64")
     mesh = make_mesh()
     replicated = NamedSharding(mesh, P())

@@ -13,6 +13,7 @@ from vgg_jax.data.pipeline import Loader
 from vgg_jax.data.sources import open_splits
 from vgg_jax.optimizer import make_optimizer, make_schedule
 from vgg_jax.parallel import make_mesh
+from vgg_jax.run_directory import resolve_dtype
 from vgg_jax.training import TrainState, compiler_options, create_train_state, train_step
 
 
@@ -27,7 +28,7 @@ class RunParts(NamedTuple):
 
 def run_parts(config: Config) -> RunParts:
     """For all of JAX's devices."""
-    mesh = make_mesh()
+    config, mesh = resolve_dtype(config), make_mesh()
     split, _ = open_splits(config)
     init = functools.partial(
         create_train_state,

@@ -16,7 +16,8 @@ S = 384 starts from the network at 256, at a learning rate of 0.001, and scale j
     --config.data.train_scale="(384,384)" --config.data.resize=384
 
 and likewise from runs/D384 with --config.data.train_scale="(256,512)". What it gives is evaluated with
-python -m vgg_jax.evaluate --workdir runs/D --protocol all.
+python -m vgg_jax.evaluate --workdir runs/D --protocol all. Unlike the paper, GPU and TPU compute in bfloat16, for
+speed; --config.model.dtype=float32 follows it.
 Command: python train.py --config configs/imagenet_paper.py
 Cost: not yet measured.
 Result: not yet measured; the paper's are in vgg_jax/paper.py.
@@ -28,7 +29,7 @@ from vgg_jax.preprocess import FEATURES
 
 def get_config() -> Config:
     return Config(
-        model=ModelConfig(depth=16, batch_norm=False, num_classes=1000, pool_size=7, hidden=(4096, 4096)),
+        model=ModelConfig(depth=16, batch_norm=False, num_classes=1000, pool_size=7, hidden=(4096, 4096), dtype="auto"),
         data=DataConfig(
             dataset="imagenet2012",
             eval_split="validation",

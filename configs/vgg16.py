@@ -3,11 +3,11 @@
 Source: SGD with momentum 0.9, weight decay 5e-4, cosine decay from 0.1 after a warm-up, pad-4 crop and flip: what the
 PyTorch CIFAR-10 collections use. They publish, of test accuracy: 94.00 % (huyvnphan/PyTorch_CIFAR10),
 92.64 % (kuangliu/pytorch-cifar). Added is what others have reported to help since (K. Jordan, arXiv:2404.00498; T. He
-et al., arXiv:1812.01187; torchvision's newer recipes): bfloat16, for speed; Nesterov's momentum, label smoothing, no
-decay of biases and batch norm, alternating flips, a moving average of the network, evaluation with the mirror image.
+et al., arXiv:1812.01187; torchvision's newer recipes): bfloat16 on GPU and TPU, for speed; Nesterov's momentum, label
+smoothing, no decay of biases and batch norm, alternating flips, a moving average of the network, evaluation with the
+mirror image. A CPU computes in float32, because bfloat16 is slow there.
 Each is one field: --config.data.alternating_flip=False and so on.
 Command: python train.py --config configs/vgg16.py
-         on a CPU, where bfloat16 is slow, with --config.model.dtype=float32
 Cost: not yet measured.
 Result: not yet measured.
 """
@@ -17,7 +17,7 @@ from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 
 def get_config() -> Config:
     return Config(
-        model=ModelConfig(depth=16, dtype="bfloat16"),
+        model=ModelConfig(depth=16, dtype="auto"),
         data=DataConfig(dataset="cifar10", alternating_flip=True),
         optimizer=OptimizerConfig(
             learning_rate=0.1,

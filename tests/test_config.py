@@ -4,10 +4,12 @@ import dataclasses
 import importlib.util
 import pathlib
 
+import jax
 import pytest
 
 from tests.conftest import raises_user_error
-from vgg_jax.config import Config, check_field_name, create_model, field_names, validate
+from vgg_jax.config import Config, ModelConfig, check_field_name, create_model, field_names, validate
+from vgg_jax.run_directory import open_run, read_config, resolve_dtype
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -19,7 +21,7 @@ def test_shipped_configs_are_valid_and_say_where_they_come_from(path):
     spec.loader.exec_module(module)
     config = module.get_config()
     validate(config)
-    assert create_model(config.model).depth == config.model.depth
+    assert create_model(resolve_dtype(config).model).depth == config.model.depth
     for part in ("Source:", f"Command: python train.py --config configs/{path.name}", "Cost", "esult"):
         assert part in module.__doc__
 
@@ -96,3 +98,41 @@ def test_field_names_are_all_leaves():
     assert {"batch_size", "model.depth", "data.mean", "optimizer.momentum"} <= set(names)
     tree = dataclasses.asdict(Config())
     assert len(names) == sum(len(value) if isinstance(value, dict) else 1 for value in tree.values())
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16"), ("metal", "float32")]
+)
+def test_auto_dtype_is_chosen_by_platform(platform, dtype, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    config = Config(model=ModelConfig(dtype="auto"))
+    validate(config)
+    assert resolve_dtype(config) == Config(model=ModelConfig(dtype=dtype))
+    assert capsys.readouterr().out == f"dtype {dtype} (chosen for {platform})\n"
+    assert config.model.dtype == "auto"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_resumed_run_keeps_the_stored_dtype(platform, dtype, monkeypatch, capsys, tmp_path):
+    stored, auto = (Config(model=ModelConfig(dtype=name)) for name in (dtype, "auto"))
+    with open_run(str(tmp_path), stored) as write_config:
+        write_config()
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    with open_run(str(tmp_path), resolve_dtype(auto, str(tmp_path))) as write_config:
+        write_config()
+    assert capsys.readouterr().out == f"dtype {dtype} (from config.json)\n"
+    assert read_config(str(tmp_path)) == stored
+
+
+def test_explicit_bfloat16_on_cpu_is_called_slow(monkeypatch, capsys):
+    config = Config(model=ModelConfig(dtype="bfloat16"))
+    for platform in ("gpu", "cpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        assert resolve_dtype(config) == config
+    assert capsys.readouterr().out == "model.dtype=bfloat16 is slow on a CPU: use auto or float32\n"
+
+
+def test_model_of_an_unresolved_dtype_is_refused():
+    with raises_user_error("dtype is 'auto'; expected float32, bfloat16 or float64"):
+        create_model(ModelConfig(dtype="auto"))

@@ -233,9 +233,9 @@ def test_allowed_changes_are_written_after_the_checks(config, copy, monkeypatch)
     monkeypatch.setattr(train, "Reporter", stop)
     (copy / "checkpoints" / "2" / "_CHECKPOINT_METADATA").write_bytes(b"nothing")
     with pytest.raises(Reached):
-        train.train_and_evaluate(changed(config, seed=3), str(copy), allow_changes=True)
+        train.train_and_evaluate(changed(config, seed=3, model__dtype="auto"), str(copy), allow_changes=True)
     written = json.loads((copy / "config.json").read_text())
-    assert written["seed"] == 3
+    assert (written["seed"], written["model"]["dtype"]) == (3, "float32")
     assert os.listdir(copy / "checkpoints-corrupt") == ["2"]
 
 

@@ -88,7 +88,7 @@ def paper_config():
     """`configs/imagenet_paper.py` for small images."""
     config = importlib.import_module("configs.imagenet_paper").get_config()
     config.model = dataclasses.replace(
-        config.model, num_classes=10, pool_size=1, hidden=(64, 32), pool_after=(1, 2, 3, 4)
+        config.model, num_classes=10, pool_size=1, hidden=(64, 32), pool_after=(1, 2, 3, 4), dtype="float32"
     )
     return config
 

@@ -19,7 +19,7 @@ SCHEDULES = ("constant", "step", "cosine", "plateau")
 DECAYED = ("all", "kernels")
 TRAIN_VIEWS = ("pad_crop", "random_resized_crop", "scale_crop")
 CORRUPT_IMAGES = ("fail", "skip")
-DTYPES = ("float32", "bfloat16", "float64")
+DTYPES = ("float32", "bfloat16", "float64", "auto")
 
 
 @dataclasses.dataclass
@@ -35,7 +35,9 @@ class ModelConfig:
     hidden: tuple[int, ...] = ()
     pool_after: tuple[int, ...] = (1, 2, 3, 4, 5)
     dropout_rate: float = 0.5
-    dtype: str = "float32"  # of the computation; parameters are float32, or float64 with it
+    # The dtype of the computation; parameters are float32, or float64 with it. auto: bfloat16 on GPU and TPU, float32
+    # on a CPU. A run that is resumed keeps its dtype.
+    dtype: str = "float32"
     remat: bool = False
 
 
@@ -133,8 +135,19 @@ class Config:
         return max(1, round(self.num_epochs * (num_examples // self.batch_size))) * self.accumulation_steps
 
 
+def dtype_for(platform: str) -> str:
+    """Return the dtype that `auto` stands for on a platform of JAX: cpu, gpu or tpu."""
+    return "bfloat16" if platform in ("gpu", "tpu") else "float32"
+
+
 def create_model(config: ModelConfig) -> VGG:
-    """The network of a configuration."""
+    """Return the network of a configuration.
+
+    Raises:
+      UserError: if the dtype is still `auto`. `run_directory.resolve_dtype` replaces it.
+    """
+    if config.dtype == "auto":
+        raise UserError("dtype is 'auto'; expected float32, bfloat16 or float64: call resolve_dtype first")
     param_dtype = "float64" if config.dtype == "float64" else "float32"
     return VGG(**dataclasses.asdict(config), param_dtype=param_dtype)
 
@@ -266,7 +279,7 @@ def _value_problems(config: Config) -> list[str]:
                 value = getattr(value, part)
             problems.append(f"config.{name} is {value!r}; expected {allowed}")
     try:
-        model = create_model(config.model)
+        model = create_model(dataclasses.replace(config.model, dtype="float32"))  # whatever the dtype, the same layers
     except ValueError as error:
         problems.append(f"config.model.{error}")
     else:

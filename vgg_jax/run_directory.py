@@ -10,7 +10,7 @@ from typing import Any
 import filelock
 import jax
 
-from vgg_jax.config import Config
+from vgg_jax.config import DTYPES, Config, dtype_for
 from vgg_jax.errors import UserError
 from vgg_jax.processes import meet
 from vgg_jax.reporting import say
@@ -31,6 +31,29 @@ MAY_CHANGE = {
     "data.data_dir",
     "data.num_threads",
 }
+
+
+def resolve_dtype(config: Config, workdir: str | None = None) -> Config:
+    """Return the configuration with a dtype in place of `auto`, and print which was chosen.
+
+    Args:
+      config: the configuration of a run.
+      workdir: its directory. If it holds a run, that run's dtype is kept on any platform.
+
+    Raises:
+      UserError: if the directory cannot be read.
+    """
+    platform = jax.default_backend()
+    if config.model.dtype == "bfloat16" and platform == "cpu":
+        say("model.dtype=bfloat16 is slow on a CPU: use auto or float32")
+    if config.model.dtype != "auto":
+        return config
+    stored = _read_fields(workdir) if workdir else None
+    dtype, reason = dtype_for(platform), f"chosen for {platform}"
+    if stored and stored["model.dtype"] in set(DTYPES) - {"auto"}:
+        dtype, reason = stored["model.dtype"], f"from {CONFIG}"
+    say(f"dtype {dtype} ({reason})")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
 
 
 @contextlib.contextmanager
@@ -137,15 +160,21 @@ def _remove(made: list[str]) -> None:
             os.rmdir(path) if os.path.isdir(path) else os.remove(path)
 
 
-def _compare(workdir: str, config: Config, allow_changes: bool) -> None:
+def _read_fields(workdir: str) -> dict[str, Any] | None:
+    """Return the fields of the run in `workdir` by name, None if there is no run."""
     try:
         with open(os.path.join(workdir, CONFIG)) as file:
-            old = _fields(Config()) | _flatten(json.load(file))  # a field may be newer than the run
+            return _fields(Config()) | _flatten(json.load(file))  # a field may be newer than the run
     except FileNotFoundError:
-        return
+        return None
     except (OSError, json.JSONDecodeError) as error:
         raise _cannot_use(workdir, error) from None
-    new = _fields(config)
+
+
+def _compare(workdir: str, config: Config, allow_changes: bool) -> None:
+    old, new = _read_fields(workdir), _fields(config)
+    if old is None:
+        return
     missing = "absent"
     differences = [
         f"config.{name} is {new.get(name, missing)!r}, was {old.get(name, missing)!r}"
