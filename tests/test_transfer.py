@@ -252,6 +252,7 @@ def test_a_run_is_loaded_on_another_number_of_devices(tmp_path):
     """Saved from eight, loaded on one; and what is loaded here, on eight again, is bound to none of them."""
     assert jax.device_count() == 8
     config = Config(model=ModelConfig(**SMALL, num_classes=10, hidden=(64, 32)))
+    config.data.mean, config.data.std = (0.3,), (0.3,)
     with open_run(str(tmp_path), config) as write_config:
         write_config()
     state = jax.device_put(states()[0], NamedSharding(Mesh(np.array(jax.devices()), ("data",)), P()))
