@@ -102,6 +102,20 @@ MUTANTS = [
         "pass",
         "tests/test_run_directory.py",
     ),
+    Mutant(
+        "the configuration is written before the checks",
+        "train.py",
+        "write_config = stack.enter_context(open_run(workdir, config, allow_changes))",
+        "(write_config := stack.enter_context(open_run(workdir, config, allow_changes)))()",
+        "tests/test_refusals.py -k depth",
+    ),
+    Mutant(
+        "damaged checkpoints are moved before the checks",
+        "vgg_jax/checkpoint.py",
+        "self._saving = False  # a save whose outcome is not known yet",
+        "self._saving = bool(self._set_aside(dict.fromkeys(self._damaged, 'is damaged')))",
+        "tests/test_refusals.py -k arrays",
+    ),
 ]
 
 
