@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else XLA speaks of each program that it takes from the cache
 
@@ -26,7 +27,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
-from vgg_jax.allocator import keep_freed_memory
+from vgg_jax.allocator import keep_freed_memory, return_freed_memory
 from vgg_jax.checkpoint import Checkpoints, saved_steps
 from vgg_jax.config import Config, check_field_name, create_model, field_names, validate
 from vgg_jax.data.augmentation import augment, normalize
@@ -34,13 +35,14 @@ from vgg_jax.data.pipeline import Loader
 from vgg_jax.data.sources import check_config, open_splits
 from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.evaluation import evaluate
+from vgg_jax.memory import run_memory
 from vgg_jax.optimizer import make_optimizer, make_plateau, make_schedule
 from vgg_jax.parallel import make_mesh, state_shardings, with_sharded_head, with_sharding
 from vgg_jax.processes import StopSignals, check_alone, joined
 from vgg_jax.reporting import NoReporter, Reporter, say
 from vgg_jax.run_directory import open_run, resolve_dtype
 from vgg_jax.tally import NotFiniteError, Tally
-from vgg_jax.training import checked_tensors, compiler_options, create_train_state, eval_step, step_memory, train_step
+from vgg_jax.training import checked_tensors, compiler_options, create_train_state, eval_step, train_step
 from vgg_jax.transfer import source_variables
 
 COMPILATION_CACHE = os.path.join("~", ".cache", "vgg_jax", "compiled")  # or the variable JAX_COMPILATION_CACHE_DIR
@@ -100,7 +102,9 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
         compiler_options=compiler_options(),
     )
     jit_eval_step = jax.jit(
-        functools.partial(eval_step, normalize=test_view, flip=config.flip_eval), out_shardings=replicated
+        functools.partial(eval_step, normalize=test_view, flip=config.flip_eval),
+        out_shardings=replicated,
+        compiler_options=compiler_options(),
     )
 
     with contextlib.ExitStack() as stack:
@@ -140,14 +144,20 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
         stack.enter_context(names_last_good(checkpoints))
 
         first_batch = next(batches)
-        compiled_step = jit_train_step.lower(state, first_batch, step_key).compile()
+        eval_shapes = eval_loader.eval_shapes(config.eval_batch_size)
+        lowered = jit_train_step.lower(state, first_batch, step_key), jit_eval_step.lower(state, eval_shapes)
+        with ThreadPoolExecutor() as threads:
+            compiled_step, compiled_eval_step = threads.map(jax.stages.Lowered.compile, lowered)
         stop.await_them()
-        if memory := step_memory(compiled_step):
+        return_freed_memory()
+        if memory := run_memory(compiled_step, compiled_eval_step, state):
             reporter.memory(start, memory)
-        all_batches = itertools.chain([first_batch], batches)
+        all_batches, on_cpu = itertools.chain([first_batch], batches), jax.default_backend() == "cpu"
         del first_batch  # or it would live as long as the run
         for step, batch in enumerate(all_batches, start + 1):
             state, metrics = compiled_step(state, batch, step_key)
+            if on_cpu:  # a step dispatched early takes its temporary memory early, and the cores are busy anyway
+                jax.block_until_ready((state, metrics))
             tally.add(step, metrics)
             # When a save is due, and before that step is reported, the one before has to be complete: so a kill undoes
             # less than two intervals.
@@ -163,8 +173,10 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
 
             evaluation = None
             if step % eval_every == 0 or step == num_steps:
+                return_freed_memory()
                 eval_batches = eval_loader.eval_batches(config.eval_batch_size)
-                evaluation = evaluate(functools.partial(jit_eval_step, state), eval_batches)
+                evaluation = evaluate(functools.partial(compiled_eval_step, state), eval_batches)
+                return_freed_memory()
                 reporter.evaluation(step, evaluation)
                 if plateau:
                     jit_update = jax.jit(plateau.update, out_shardings=replicated)
@@ -277,6 +289,9 @@ def main(argv: list[str]) -> int:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs add up to a second
     keep_freed_memory()
+    jax.config.update(
+        "jax_cpu_enable_async_dispatch", False
+    )  # the steps of an evaluation in turn, as those of training
     ignore_abandoned_writes()
     absl_logging.set_verbosity(absl_logging.FATAL)  # TFDS and Orbax log, with tracebacks, what is reported here
     return report_mistakes("train.py", lambda: run(*parse(argv)))

@@ -1,12 +1,14 @@
-"""The memory of a run."""
+"""The memory of a run: flat over saves and evaluations, and what the run announces."""
 
+import re
 import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 
-from tests.test_train_command import ROOT
+from tests.test_train_command import ROOT, SMALL_IMAGES, command
 from vgg_jax.memory import HostCopy, resident_bytes
 
 pytestmark = pytest.mark.skipif(resident_bytes() is None, reason="only Linux tells what a process holds")
@@ -67,3 +69,89 @@ def test_a_host_copy_is_overwritten_in_place():
     assert all(second[name] is first[name] for name in tree)
     np.testing.assert_array_equal(first["large"], tree["large"] * 2)
     np.testing.assert_array_equal(host_copy.update({"small": np.arange(4.0)})["small"], np.arange(4.0))
+
+
+class Watched:
+    """A run of train.py and the memory that it holds at each line of output."""
+
+    def __init__(self, config, workdir, data_dir, *fields):
+        arguments = command(config, workdir, data_dir, *fields)
+        self._process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+        self.resident, self.announced = {}, None
+        for line in self._process.stdout:
+            if found := re.search(r"resident ([\d.]+) GiB", line):
+                self.announced = float(found.group(1)) * 2**30
+            if found := re.match(r"(train|eval) +step (\d+)/", line):
+                self.resident[found.group(1), int(found.group(2))] = self._held()
+        self._process.stdout.close()
+        assert self._process.wait() == 0
+
+    def _held(self):
+        with open(f"/proc/{self._process.pid}/status") as file:
+            (kilobytes,) = re.findall(r"VmRSS:\s+(\d+) kB", file.read())
+        return int(kilobytes) * 1024
+
+
+# A state of 0.45 GiB: parameters, two moments, moving averages. Zeros and ones make an epoch of nine steps.
+LARGE_STATE = (
+    *SMALL_IMAGES,
+    *("model.depth=11", "model.hidden=(4096, 4096)", "data.classes=(0, 1)", "batch_size=32", "log_every_steps=1"),
+    *("optimizer.name=adam", "optimizer.learning_rate=1e-5", "optimizer.ema_decay=0.99"),
+)
+EVERY_STEP = 1 / 9
+
+
+@pytest.mark.grid
+def test_memory_is_flat_over_200_saves_and_evaluations(data_dir, tmp_path):
+    """A run without saves, one that saves and evaluates after each of 200 steps, and 60 steps after its restore."""
+    every = (f"eval_every_epochs={EVERY_STEP}", f"checkpoint_every_epochs={EVERY_STEP}")
+    fields = ("digits.py", tmp_path / "without", data_dir, *LARGE_STATE, every[0])
+    without = Watched(*fields, "checkpoint_every_epochs=99", f"num_epochs={20 / 9}")
+    fields = ("digits.py", tmp_path / "with", data_dir, *LARGE_STATE, *every)
+    state = 4 * 4 * 28_100_000  # bytes
+    for steps in (range(1, 201), range(201, 261)):
+        run = Watched(*fields, f"num_epochs={steps[-1] / 9}")
+        for kind in ("train", "eval"):
+            at_10, *later = [run.resident[kind, step] for step in steps[9:]]
+            print(f"{kind}: {at_10 / 2**20:.0f} MiB, then {min(later) / 2**20:.0f} to {max(later) / 2**20:.0f}")
+            assert max(later) < 1.05 * at_10
+            assert max(later) - without.resident[kind, 19] < 1.5 * state
+
+
+def write_folders(root, size, count):
+    """Write `count` random images of each of two classes for training, and 8 of each for evaluation."""
+    random = np.random.default_rng(0)
+    for split, images in (("train", count), ("test", 8)):
+        for name in "ab":
+            (root / split / name).mkdir(parents=True)
+            for i in range(images):
+                pixels = random.integers(0, 256, (size, size, 3), np.uint8)
+                PIL.Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "fields"),
+    [
+        pytest.param(16, 64, ("model.depth=11", *SMALL_IMAGES), id="vgg11_bn-16"),
+        pytest.param(32, 64, ("model.depth=11",), id="vgg11_bn-32", marks=pytest.mark.grid),
+        pytest.param(32, 128, ("model.depth=16",), id="vgg16_bn-32", marks=pytest.mark.grid),
+        pytest.param(
+            224,
+            8,
+            (
+                *("model.batch_norm=False", "model.pool_size=7", "model.hidden=(4096, 4096)", "model.num_classes=1000"),
+                *("data.image_size=224", "data.resize=224", "eval_batch_size=8", "optimizer.learning_rate=1e-4"),
+            ),
+            id="vgg16-224",
+            marks=pytest.mark.grid,
+        ),
+    ],
+)
+def test_a_run_holds_the_memory_that_it_announces(size, batch_size, fields, tmp_path):
+    """The most that it holds after any step or evaluation, over two evaluations and two saves, within 20 %."""
+    write_folders(tmp_path / "data", size, batch_size)
+    common = (f"data.dataset={tmp_path / 'data'}", f"batch_size={batch_size}", "num_epochs=2", "log_every_steps=1")
+    run = Watched("vgg16.py", tmp_path / "run", tmp_path, *common, "optimizer.warmup_epochs=0", *fields)
+    most = max(run.resident.values())
+    print(f"announced {run.announced / 2**20:.0f} MiB, held {most / 2**20:.0f}")
+    assert most == pytest.approx(run.announced, rel=0.2)

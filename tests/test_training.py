@@ -17,8 +17,9 @@ from vgg_jax import VGG
 from vgg_jax.config import DataConfig, OptimizerConfig
 from vgg_jax.data.augmentation import augment
 from vgg_jax.evaluation import evaluate
+from vgg_jax.memory import run_memory
 from vgg_jax.optimizer import make_optimizer
-from vgg_jax.training import TrainState, eval_step, step_memory, train_step
+from vgg_jax.training import TrainState, eval_step, train_step
 
 # Rounding in another order of summation, after five steps.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
@@ -227,14 +228,20 @@ def test_evaluation_averages_the_logits_of_mirror_images():
     assert abs(plain / expected - 1) > 1e-3
 
 
-def test_the_memory_of_a_step_is_reported():
-    """Of a step that donates its state: the state, the batch, and what lies between, such as the first layer's map."""
+def test_the_memory_of_a_run_is_announced():
+    """The step's holds the state, the batch and temporary arrays such as the first layer's map."""
     state, (batch,) = make_state(), make_batches(1, 16)
-    memory = step_memory(jax.jit(train_step, donate_argnums=0).lower(state, batch, jax.random.key(0)).compile())
+    step = jax.jit(train_step, donate_argnums=0).lower(state, batch, jax.random.key(0)).compile()
+    weighted = {**batch, "weight": np.ones(16, np.float32)}
+    small, large = (
+        jax.jit(functools.partial(eval_step, flip=flip)).lower(state, weighted).compile() for flip in (False, True)
+    )
+    memory = run_memory(step, small, state)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
     lasting = memory["peak"] - memory["temporary"]
     assert state_bytes + batch["image"].nbytes <= lasting < state_bytes + batch["image"].nbytes + 4096
     assert memory["temporary"] > 16 * 16 * 16 * 64 * 4
+    assert run_memory(step, large, state)["evaluation"] > 1.5 * memory["evaluation"]
 
 
 def test_evaluation_counts_by_weight():

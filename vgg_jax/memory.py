@@ -1,4 +1,4 @@
-"""The memory of this process: what it holds, and copies of arrays that do not fragment it."""
+"""The memory of a run: what its process holds and will hold, and a copy of the state that does not fragment it."""
 
 import mmap
 import os
@@ -56,3 +56,32 @@ def resident_bytes() -> int | None:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return None
+
+
+def run_memory(step: jax.stages.Compiled, evaluation: jax.stages.Compiled, state: Any) -> dict[str, int]:
+    """Return the memory that a run needs, in bytes; empty if the compiler does not tell.
+
+    Call it when the state and the data are in place, after `return_freed_memory`.
+
+    Args:
+      step: the compiled training step, which donates the state.
+      evaluation: the compiled evaluation step.
+      state: the training state.
+
+    Returns:
+      Of each device, `peak` of the step, with state and batch, and `temporary`, its part that is free between steps;
+      `evaluation`, what evaluation takes instead of that. On a CPU under Linux, also `resident`: what this process will
+      hold, that is what it holds now, the larger of the two, and the copy of the state that checkpoints are saved from.
+    """
+    of_step, of_evaluation = step.memory_analysis(), evaluation.memory_analysis()
+    if of_step is None or of_evaluation is None:
+        return {}
+    lasting = of_step.argument_size_in_bytes + of_step.output_size_in_bytes - of_step.alias_size_in_bytes
+    temporary = of_step.temp_size_in_bytes
+    memory = {"peak": lasting + temporary, "temporary": temporary, "evaluation": of_evaluation.temp_size_in_bytes}
+    held = resident_bytes()
+    if jax.default_backend() == "cpu" and held is not None:
+        leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+        copy = sum(leaf.nbytes for leaf in leaves) if jax.process_count() == 1 else 0
+        memory["resident"] = held + jax.local_device_count() * max(temporary, memory["evaluation"]) + copy
+    return memory

@@ -46,7 +46,7 @@ class Reporter:
         self._write("train", step, {**metrics, "images_per_second": batch_size * steps / max(seconds, 1e-9)}, left)
 
     def memory(self, step: int, memory: dict[str, int]) -> None:
-        """Reports `training.step_memory`, before the first step that is taken; it is recorded once in a run."""
+        """Reports `memory.run_memory`, before the first step that is taken; it is recorded once in a run."""
         if step == 0:
             self._record("memory", step, memory)
         self._show("memory", step, memory)
@@ -186,7 +186,7 @@ def _format(name: str, value: float) -> str:
             return f"{value:.0f}"
         case "learning_rate":
             return f"{value:.3g}"
-        case "peak" | "temporary":
+        case "peak" | "temporary" | "evaluation" | "resident":
             return f"{value / 2**30:.3f} GiB"
         case "loss":
             return f"{value:.4f}"

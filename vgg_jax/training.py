@@ -260,24 +260,12 @@ def _in_order(images: Any, batch_stats: Any, loss: Any, gradients: Any) -> dict[
 
 
 def compiler_options() -> dict[str, Any] | None:
-    """For `jax.jit` of `train_step`: on a CPU, the operations in the order that needs the least memory.
+    """Return options for `jax.jit` of the steps: on a CPU, order the operations so that they need the least memory.
 
     XLA:CPU's own order computes much of what the backward pass can compute itself in the forward pass, and keeps it.
+    Evaluation by VGG-16 with batch norm at 32x32, batch 512, goes from 841 to 329 MiB.
     """
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if jax.default_backend() == "cpu" else None
-
-
-def step_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """The bytes that a compiled training step takes of each device: at its `peak`, of it `temporary` ones.
-
-    So the compiler says, of the step alone: not of a split that lives on the device, and of batches read ahead. Nothing
-    where it does not say.
-    """
-    memory = compiled.memory_analysis()
-    if memory is None:
-        return {}
-    lasting = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return {"peak": lasting + memory.temp_size_in_bytes, "temporary": memory.temp_size_in_bytes}
 
 
 def eval_step(
@@ -297,9 +285,11 @@ def eval_step(
       flip: averages the logits of each image and its mirror image.
     """
     images = normalize(batch["image"])
-    logits = state.apply_fn(state.evaluated_variables, images, train=False)
-    if flip:
-        logits = (logits + state.apply_fn(state.evaluated_variables, images[:, :, ::-1], train=False)) / 2
+    views = images[:, None] if not flip else jnp.stack([images, images[:, :, ::-1]], 1)
+    # Both views in one pass, side by side, so that each device keeps its examples: two passes take twice as long to
+    # compile, and XLA:CPU keeps the maps of both (VGG-16 with batch norm at 32x32, batch 512: 805 MiB instead of 657).
+    logits = state.apply_fn(state.evaluated_variables, views.reshape(-1, *images.shape[1:]), train=False)
+    logits = logits.reshape(*views.shape[:2], -1).mean(1)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     correct = logits.argmax(-1) == batch["label"]
     weight = batch["weight"]

@@ -98,14 +98,26 @@ class Loader:
             batch = self._gather(self._resident, indices, np.ones(len(indices), np.float32), mirrored)
             yield {"image": batch["image"], "label": batch["label"]}
 
+    def eval_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes, dtypes and shardings of the batches that `eval_batches` gives."""
+        n, size = self._eval_batch_size(batch_size), self.split.config.image_size
+        shapes = {"image": ((n, size, size, self.split.channels), np.uint8), "label": ((n,), np.int32)}
+        return {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=self._sharding)
+            for name, (shape, dtype) in (shapes | {"weight": ((n,), np.float32)}).items()
+        }
+
+    def _eval_batch_size(self, batch_size: int) -> int:
+        devices = self._sharding.mesh.size
+        return -(-min(batch_size, len(self.split)) // devices) * devices
+
     def eval_batches(self, batch_size: int) -> Generator[Batch]:
         """Every example once, in order; the last batch is filled up with examples of weight 0.
 
         Raises:
           UserError: while they are read, where an example cannot be used.
         """
-        n, devices = len(self.split), self._sharding.mesh.size
-        batch_size = -(-min(batch_size, n) // devices) * devices
+        n, batch_size = len(self.split), self._eval_batch_size(batch_size)
         steps = range(-(-n // batch_size))
         if self._resident is not None:
             for positions in np.arange(len(steps) * batch_size).reshape(-1, batch_size):
