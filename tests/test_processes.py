@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import signal
 import socket
@@ -11,8 +10,8 @@ import time
 
 import pytest
 
-from tests.conftest import QUICKLY_COMPILED, raises_user_error
-from tests.test_train_command import SMALL_IMAGES, command
+from tests.conftest import raises_user_error
+from tests.test_train_command import NARROW, SMALL_IMAGES, command
 from vgg_jax.processes import LOST, check_alone
 
 # In float64, where batch norm does not amplify another order of summation. Zeros and ones make an epoch of nine steps.
@@ -30,11 +29,11 @@ def two_processes(workdir, data_dir, *fields):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    arguments = [*command("digits.py", workdir, data_dir, *FIELDS, *fields), "--coordinator", address]
+    arguments = [*command("digits.py", workdir, data_dir, *FIELDS, *fields, script=NARROW), "--coordinator", address]
     processes = [
         subprocess.Popen(
             [*arguments, "--num_processes=2", f"--process_id={i}"],
-            **dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | QUICKLY_COMPILED),
+            **dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True),
         )
         for i in range(2)
     ]
@@ -59,8 +58,8 @@ def wait_for(process, text):
 
 
 def train(workdir, data_dir, *fields):
-    arguments = command("digits.py", workdir, data_dir, *FIELDS, *fields)
-    process = subprocess.run(arguments, capture_output=True, text=True, env=os.environ | QUICKLY_COMPILED)
+    arguments = command("digits.py", workdir, data_dir, *FIELDS, *fields, script=NARROW)
+    process = subprocess.run(arguments, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     return process.stdout
 

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.test_train_command import SMALL_IMAGES, command, saved_arrays, train
+from tests.test_train_command import NARROW, SMALL_IMAGES, command, saved_arrays, train
 from vgg_jax.checkpoint import saved_steps
 
 INTERVAL = 4  # steps from save to save
@@ -33,7 +33,7 @@ class Run:
     def __init__(self, workdir, data_dir):
         self.checkpoints = workdir / "checkpoints"
         self.process = subprocess.Popen(
-            command("digits.py", workdir, data_dir, *FIELDS),
+            command("digits.py", workdir, data_dir, *FIELDS, script=NARROW),
             **dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True),
         )
         self.lines = []
@@ -93,7 +93,7 @@ def assert_same_end(workdir, whole):
 def whole(data_dir, tmp_path_factory):
     """The run that nothing stops."""
     workdir = tmp_path_factory.mktemp("whole")
-    assert f"finished: step {STEPS}" in train("digits.py", workdir, data_dir, *FIELDS)
+    assert f"finished: step {STEPS}" in train("digits.py", workdir, data_dir, *FIELDS, script=NARROW)
     return workdir
 
 

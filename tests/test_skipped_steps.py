@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.conftest import QUICKLY_COMPILED, raises_user_error, random_variables
+from tests.conftest import raises_user_error, random_variables
 from tests.test_train_command import ROOT, SMALL_IMAGES, command, saved_arrays
 from vgg_jax import VGG
 from vgg_jax.config import OptimizerConfig
@@ -157,7 +157,7 @@ def run_with_nan_pixels(first, last, workdir, data_dir):
     _, _, *arguments = command("digits.py", workdir, data_dir, *FIELDS)
     return subprocess.run(
         [sys.executable, "-c", NAN_PIXELS, str(first), str(last), *arguments],
-        **dict(capture_output=True, text=True, cwd=ROOT, env=os.environ | QUICKLY_COMPILED),
+        **dict(capture_output=True, text=True, cwd=ROOT),
     )
 
 
@@ -189,7 +189,7 @@ def test_nan_pixels_once_then_for_ever(data_dir, tmp_path):
 def test_a_learning_rate_of_1e20_stops_with_the_step_and_the_tensor_and_no_such_state_is_kept(data_dir, tmp_path):
     process = subprocess.run(
         command("digits.py", tmp_path, data_dir, *FIELDS, "optimizer.learning_rate=1e20", "optimizer.warmup_epochs=0"),
-        **dict(capture_output=True, text=True, env=os.environ | QUICKLY_COMPILED),
+        **dict(capture_output=True, text=True),
     )
     assert process.returncode == 2, process.stderr
     (error,) = process.stderr.splitlines()

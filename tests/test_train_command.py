@@ -22,18 +22,21 @@ from vgg_jax.run_directory import read_config
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def command(config, workdir, data_dir, *overrides):
+def command(config, workdir, data_dir, *overrides, script="train.py"):
     fields = (f"--config.{field}" for field in overrides)
     return [
-        *(sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs" / config)),
+        *(sys.executable, str(ROOT / script), "--config", str(ROOT / "configs" / config)),
         *("--workdir", str(workdir), f"--config.data.data_dir={data_dir}", *fields),
     ]
 
 
-def train(*arguments):
-    process = subprocess.run(command(*arguments), capture_output=True, text=True)
+def train(*arguments, script="train.py"):
+    process = subprocess.run(command(*arguments, script=script), capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     return process.stdout
+
+
+NARROW = "tests/narrow.py"  # the same command, for networks an eighth as wide
 
 
 def accuracy(workdir):
