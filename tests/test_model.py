@@ -121,7 +121,7 @@ def test_no_classes_gives_the_representation():
     assert output.shape == (2, 24)
 
 
-def test_dropout_only_in_training():
+def test_dropout_only_in_training(narrow):
     model = VGG(11, num_classes=4, hidden=(64, 64), pool_size=1)
     x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     # Larger weights than the initial ones, so that the difference is no rounding.
@@ -135,7 +135,7 @@ def test_dropout_only_in_training():
     np.testing.assert_array_equal(jax.jit(model.apply)(variables, x), expected)
 
 
-def test_bfloat16_computation_gives_float32_logits():
+def test_bfloat16_computation_gives_float32_logits(narrow):
     model = VGG(**SMALL, dtype=jnp.bfloat16)
     x = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
     variables = random_variables(model, 32, 32, 3)
@@ -148,7 +148,7 @@ def test_bfloat16_computation_gives_float32_logits():
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_remat_saves_less_and_changes_nothing(batch_norm, x64):
+def test_remat_saves_less_and_changes_nothing(batch_norm, x64, narrow):
     x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3), jnp.float64)
     plain = VGG(**SMALL, batch_norm=batch_norm, dtype=jnp.float64, param_dtype=jnp.float64)
     variables = random_variables(plain, 32, 32, 3)
@@ -166,7 +166,7 @@ def test_remat_saves_less_and_changes_nothing(batch_norm, x64):
     assert residuals[1] < 0.7 * residuals[0]
 
 
-def test_fast_is_the_same_function(x64, winograd):
+def test_fast_is_the_same_function(x64, winograd, narrow):
     """Statistics, logits and gradients, of the parameters and of the images."""
     fast = VGG(**SMALL | dict(hidden=(1024,)), batch_norm=True, dtype=jnp.float64, param_dtype=jnp.float64)
     variables = random_variables(fast, 32, 32, 3)

@@ -82,7 +82,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("devices", "sharded", "batch_norm", "dtype"), CELLS)
-def test_five_steps_are_those_of_one_device(devices, sharded, batch_norm, dtype, x64):
+def test_five_steps_are_those_of_one_device(devices, sharded, batch_norm, dtype, x64, narrow):
     state, one = (train(*cell, batch_norm, dtype) for cell in ((devices, sharded), (1, False)))
     assert relative_error(state.params, one.params) < TOLERANCE[dtype]
     assert relative_error(state.opt_state, one.opt_state) < 10 * TOLERANCE[dtype]  # differences, so less is left of it

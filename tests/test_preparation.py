@@ -19,7 +19,7 @@ import pytest
 
 from tests.archives import CIFAR10_CLASSES, add, encoded, write_cifar10_archive, write_imagenet_archives
 from tests.conftest import raises_user_error, write_cifar10
-from tests.test_train_command import ROOT, SMALL_IMAGES, train
+from tests.test_train_command import NARROW, ROOT, SMALL_IMAGES, train
 from tests.test_train_command import command as train_command
 from vgg_jax import prepare
 from vgg_jax.config import DataConfig
@@ -254,7 +254,7 @@ def test_an_epoch_of_imagenet_with_ctrl_c_in_it(imagenet_dir, tmp_path):
     arguments = ("vgg16.py", tmp_path / "run", imagenet_dir, *fields)
     returncode, stderr = interrupt(arguments, after="step 2/10")
     assert (returncode, stderr) == (130, "")
-    output = train(*arguments)
+    output = train(*arguments, script=NARROW)
     assert "going on from the checkpoint of step" in output
     assert "1,002 training and 20 evaluation images; 10 steps" in output
     assert "finished: step 10" in output
@@ -271,7 +271,7 @@ def test_ctrl_c_before_the_first_step(data_dir, tmp_path):
 def interrupt(arguments, after):
     """Starts train.py, sends SIGINT when it prints `after`, and returns its exit code and what it said of errors."""
     process = subprocess.Popen(
-        train_command(*arguments),
+        train_command(*arguments, script=NARROW),
         **dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True),
     )
     while after not in process.stdout.readline():

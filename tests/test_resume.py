@@ -22,6 +22,7 @@ from vgg_jax.optimizer import make_optimizer, make_plateau
 from vgg_jax.parallel import AXIS
 from vgg_jax.training import TrainState, train_step
 
+pytestmark = pytest.mark.usefixtures("narrow")
 STEPS = 20
 BATCH = 16
 DATA = DataConfig(dataset="digits", image_size=16, resize=16, pad=2, mean=(0.3,), std=(0.4,))

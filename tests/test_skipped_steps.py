@@ -1,5 +1,6 @@
 """Steps whose numbers are not finite: undone whole, counted, and after too many the end of the run."""
 
+import functools
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import optax
 import pytest
 
 from tests.conftest import raises_user_error, random_variables
-from tests.test_train_command import ROOT, SMALL_IMAGES, command, saved_arrays
+from tests.test_train_command import NARROW, ROOT, SMALL_IMAGES, command, saved_arrays
 from vgg_jax import VGG
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.optimizer import make_optimizer
@@ -22,8 +23,8 @@ from vgg_jax.training import TrainState, checked_tensors, train_step
 IMAGE_SHAPE = (16, 16, 3)
 
 
-@pytest.fixture(scope="module")
-def state():
+@functools.cache
+def make_state():
     model = VGG(11, True, num_classes=10, pool_size=1, hidden=(32,), pool_after=(1, 2, 3, 4))
     variables = random_variables(model, *IMAGE_SHAPE)
     return TrainState.create(
@@ -36,8 +37,13 @@ def state():
     ).replace(step=jnp.asarray(0))
 
 
-@pytest.fixture(scope="module")
-def step():
+@pytest.fixture
+def state(narrow):
+    return make_state()
+
+
+@functools.cache
+def jitted_step():
     return jax.jit(train_step)
 
 
@@ -57,9 +63,9 @@ def first_bad(state, metrics):
 
 
 @pytest.mark.parametrize(("value", "tensor"), [(np.nan, "images"), (np.inf, "images"), (1e25, "batch_stats/bn1_1/var")])
-def test_a_batch_that_is_not_finite_is_as_if_it_had_not_been(value, tensor, state, step):
+def test_a_batch_that_is_not_finite_is_as_if_it_had_not_been(value, tensor, state):
     """1e25 is finite, and its square is not. Parameters, momentum, statistics and moving averages, bit for bit."""
-    key = jax.random.key(0)
+    key, step = jax.random.key(0), jitted_step()
     batches = make_batches()
     batches[2]["image"][0, 3, 3, 1] = value
     after, expected = state, state
@@ -135,7 +141,10 @@ NAN_PIXELS = """
 import sys
 import jax.numpy as jnp
 import train
+import vgg_jax.model
+from tests.narrow import NARROW_TABLE
 
+vgg_jax.model.TABLE_1 = NARROW_TABLE
 first, last = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 step = train.train_step
 
@@ -187,8 +196,9 @@ def test_nan_pixels_once_then_for_ever(data_dir, tmp_path):
 
 
 def test_a_learning_rate_of_1e20_stops_with_the_step_and_the_tensor_and_no_such_state_is_kept(data_dir, tmp_path):
+    fields = (*FIELDS, "optimizer.learning_rate=1e20", "optimizer.warmup_epochs=0")
     process = subprocess.run(
-        command("digits.py", tmp_path, data_dir, *FIELDS, "optimizer.learning_rate=1e20", "optimizer.warmup_epochs=0"),
+        command("digits.py", tmp_path, data_dir, *fields, script=NARROW),
         **dict(capture_output=True, text=True),
     )
     assert process.returncode == 2, process.stderr
