@@ -2,18 +2,22 @@
 
 import contextlib
 import importlib.metadata
+import json
 import os
+import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else XLA speaks of each program that it takes from the cache
-# Compiling takes most of the tests' time. LLVM's optimizations are off here: a step of VGG-11 then compiles in 3 s instead
-# of 12 s, and runs four times as long. XLA's older emitters take two thirds of the time; they end with JAX 0.10.
+# Compiling takes most of the tests' time. LLVM's optimizations are off here: a step of VGG-11 then compiles in 3 s
+# instead of 12 s, and runs four times as long. XLA's older emitters take two thirds of the time; they end with JAX 0.10.
 # `XLA_FLAGS= pytest`, and the training of the digits, test programs that are compiled as for users.
-FLAGS = ["--xla_backend_optimization_level=0"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +89,44 @@ def data_dir(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("tfds"))
     digits.prepare(path)
     return path
+
+
+FORKS = """
+import json
+import os
+import sys
+
+sys.path.insert(0, os.getcwd())
+import train
+
+for line in sys.stdin:
+    if os.fork() == 0:
+        sys.argv, errors = json.loads(line)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+        sys.exit(train.main(sys.argv))
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def run_fork(tmp_path_factory):
+    """A function that runs a command of `train.py` and returns its exit code and standard error.
+
+    Each command has its own fork of one process that has imported the modules, which takes 3 s.
+    """
+    errors = tmp_path_factory.mktemp("forks") / "stderr"
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    root = pathlib.Path(__file__).parent.parent
+    with subprocess.Popen([sys.executable, "-c", FORKS], cwd=root, **pipes) as parent:
+
+        def run(command):
+            errors.unlink(missing_ok=True)
+            parent.stdin.write(json.dumps([command[1:], str(errors)]) + "\n")
+            return int(parent.stdout.readline()), errors.read_text()
+
+        yield run
+        parent.stdin.close()
 
 
 def random_variables(model, *image_shape):

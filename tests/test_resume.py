@@ -123,7 +123,7 @@ def test_resumed_on_other_numbers_of_devices_the_samples_are_the_same_and_the_lo
     state, step = make_state("float64"), 0
     part = steps // len(devices)
     for count in devices:
-        trainer = Trainer(count, data_dir)
+        trainer = one if count == 1 else Trainer(count, data_dir)
         state = saved_and_restored(state, trainer, tmp_path / "checkpoints", "float64")
         for batch in trainer.batches(step, step + part):
             assert len(batch["image"].sharding.device_set) == count

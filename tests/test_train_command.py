@@ -192,15 +192,17 @@ def test_without_data_and_network_it_says_where_it_looked(tmp_path):
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_a_mistake_gives_one_line_and_exit_code_2(overrides, line, data_dir, tmp_path):
-    clusters = ("SLURM_", "OMPI_", "KUBERNETES_", "JAX_COORDINATOR", "TPU_")  # that JAX would find
-    process = subprocess.run(
-        [*command("digits.py", tmp_path / "run", data_dir), *overrides],
-        **dict(capture_output=True, text=True, check=False),
-        env={name: value for name, value in os.environ.items() if not name.startswith(clusters)},
-    )
-    assert process.returncode == 2
-    (error,) = process.stderr.splitlines()
+def test_a_mistake_gives_one_line_and_exit_code_2(overrides, line, data_dir, tmp_path, run_fork):
+    arguments = [*command("digits.py", tmp_path / "run", data_dir), *overrides]
+    if overrides[0].startswith(("--coordinator", "--distributed")):  # as a user runs it
+        clusters = ("SLURM_", "OMPI_", "KUBERNETES_", "JAX_COORDINATOR", "TPU_")  # that JAX would find
+        env = {name: value for name, value in os.environ.items() if not name.startswith(clusters)}
+        process = subprocess.run(arguments, capture_output=True, text=True, env=env)
+        returncode, stderr = process.returncode, process.stderr
+    else:
+        returncode, stderr = run_fork(arguments)
+    assert returncode == 2
+    (error,) = stderr.splitlines()
     assert error.startswith("train.py: error: ")
     assert line in error
     assert not (tmp_path / "run").exists()

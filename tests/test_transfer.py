@@ -313,10 +313,9 @@ def test_transfer_from_a_run(data_dir, tmp_path, narrow):
         ("optimizer.name=lion", "config.optimizer.name is 'lion'; expected one of sgd, adam"),
     ],
 )
-def test_a_mistake_gives_one_line(field, line, data_dir, tmp_path):
-    arguments = command("digits.py", tmp_path / "run", data_dir, *field.split(" --config."))
-    process = subprocess.run(arguments, capture_output=True, text=True)
-    assert process.returncode == 2
-    (error,) = process.stderr.splitlines()
+def test_a_mistake_gives_one_line(field, line, data_dir, tmp_path, run_fork):
+    returncode, stderr = run_fork(command("digits.py", tmp_path / "run", data_dir, *field.split(" --config.")))
+    assert returncode == 2
+    (error,) = stderr.splitlines()
     assert line in error
     assert not (tmp_path / "run").exists()
