@@ -12,8 +12,8 @@ import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else XLA speaks of each program that it takes from the cache
 # Compiling takes most of the tests' time. LLVM's optimizations are off here: a step of VGG-11 then compiles in 3 s
-# instead of 12 s, and runs four times as long. XLA's older emitters take two thirds of the time; they end with JAX 0.10.
-# `XLA_FLAGS= pytest`, and the training of the digits, test programs that are compiled as for users.
+# instead of 12 s, and runs four times as long. XLA's older emitters take two thirds of the time, and end
+# with JAX 0.10. `XLA_FLAGS= pytest`, and the training of the digits, test programs that are compiled as for users.
 if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     if importlib.metadata.version("jaxlib").startswith("0.10."):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import relative_error
-from tests.test_parity import NETWORKS, randomize_statistics
+from tests.test_parity import NETWORKS, randomize_statistics, with_hidden
 from vgg_jax import features, from_torch, to_torch
 
 # Every run takes all networks at 64 and one at 224, with hidden layers 256 wide: at 4096 they are nine tenths of the
@@ -20,15 +20,6 @@ GRID = [
     *((name, 224, 256) for name in ("vgg11", "vgg13_bn")),
     *((name, size, 4096) for size in (64, 224) for name in NETWORKS),
 ]
-
-
-def with_hidden(net, width):
-    """The network with its hidden layers `width` wide."""
-    if width != 4096:
-        net.classifier[0] = torch.nn.Linear(25088, width)
-        net.classifier[3] = torch.nn.Linear(width, width)
-        net.classifier[6] = torch.nn.Linear(width, 1000)
-    return net
 
 
 def activations(net, x):
