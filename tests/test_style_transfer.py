@@ -27,10 +27,11 @@ def variables():
 def test_the_weight_of_the_style_decides_between_content_and_style(variables):
     content, style = (jnp.asarray(IMAGENET.uncropped(image, 48))[None] for image in photographs(2))
 
+    layers = ["conv1_1", "conv2_1", "conv3_1", "conv4_2"]
+    maps = jax.jit(functools.partial(features, MODEL, layers=layers, average_pool=True))
+
     def distances(image):
         """From the content's activations, and from the style's Gram matrices."""
-        layers = ["conv1_1", "conv2_1", "conv3_1", "conv4_2"]
-        maps = jax.jit(functools.partial(features, MODEL, layers=layers, average_pool=True))
         found, own, wanted = (maps(variables, x) for x in (image, content, style))
         found_grams, wanted_grams = ([gram_matrix(maps[name]) for name in layers[:3]] for maps in (found, wanted))
         return relative_error(found["conv4_2"], own["conv4_2"]), relative_error(found_grams, wanted_grams)
