@@ -233,9 +233,9 @@ def test_the_memory_of_a_run_is_announced():
     """The step's holds the state, the batch and temporary arrays such as the first layer's map."""
     state, (batch,) = make_state(), make_batches(1, 16)
     step = jax.jit(train_step, donate_argnums=0).lower(state, batch, jax.random.key(0)).compile()
-    weighted = {**batch, "weight": np.ones(16, np.float32)}
     small, large = (
-        jax.jit(functools.partial(eval_step, flip=flip)).lower(state, weighted).compile() for flip in (False, True)
+        jax.jit(eval_step).lower(state, {**make_batches(1, n)[0], "weight": np.ones(n, np.float32)}).compile()
+        for n in (16, 128)
     )
     memory = run_memory(step, small, state)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
