@@ -77,9 +77,11 @@ def test_logits_of_torchvision(name, width, torchvision, x64):
     check_logits(name, width, torchvision)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "vgg11" else pytest.mark.grid) for n in NETWORKS])
-def test_logits_of_torchvision_by_winograds_algorithm(name, torchvision, x64, winograd):
-    check_logits(name, 256, torchvision, SIZES[2:])
+@pytest.mark.parametrize(
+    ("name", "width"), [("vgg11", 256), *(pytest.param(name, 4096, marks=pytest.mark.grid) for name in NETWORKS)]
+)
+def test_logits_of_torchvision_by_winograds_algorithm(name, width, torchvision, x64, winograd):
+    check_logits(name, width, torchvision, SIZES[2:])
 
 
 def sequential(lrn, conv1x1):
