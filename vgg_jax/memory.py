@@ -33,12 +33,12 @@ class HostCopy:
         Args:
           tree: arrays, each whole on the devices of this process.
         """
-        leaves, structure = jax.tree.flatten(tree)
-        layout = [(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves]
+        leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+        layout = [(leaf.shape, leaf.dtype) for leaf in leaves]
         if layout != [(buffer.shape, buffer.dtype) for buffer in self._buffers]:
             self._buffers = [_allocate(shape, dtype) for shape, dtype in layout]
         for buffer, leaf in zip(self._buffers, leaves, strict=True):
-            np.copyto(buffer, np.asarray(leaf))
+            np.copyto(buffer, leaf)
         return jax.tree.unflatten(structure, self._buffers)
 
 
