@@ -11,7 +11,7 @@ import pytest
 from tests.test_train_command import ROOT, SMALL_IMAGES, command
 from vgg_jax.memory import HostCopy, resident_bytes
 
-pytestmark = pytest.mark.skipif(resident_bytes() is None, reason="only Linux tells what a process holds")
+needs_linux = pytest.mark.skipif(resident_bytes() is None, reason="only Linux tells what a process holds")
 
 # Saves a state of 64 MiB after each step, which overwrites it, or only takes the steps. Prints what the process holds
 # after each.
@@ -49,6 +49,7 @@ def resident_after_each_step(*arguments):
     return [int(line) for line in process.stdout.splitlines()]
 
 
+@needs_linux
 def test_memory_is_flat_over_saves(tmp_path):
     """Two saves in a row overlap, so each step meets a save that still reads the state before it."""
     without = resident_after_each_step(tmp_path / "without", 3, "step")[-1]
@@ -101,6 +102,7 @@ LARGE_STATE = (
 EVERY_STEP = 1 / 9
 
 
+@needs_linux
 @pytest.mark.grid
 def test_memory_is_flat_over_200_saves_and_evaluations(data_dir, tmp_path):
     """A run without saves, one that saves and evaluates after each of 200 steps, and 60 steps after its restore."""
@@ -129,6 +131,7 @@ def write_folders(root, size, count):
                 PIL.Image.fromarray(pixels).save(root / split / name / f"{i}.png")
 
 
+@needs_linux
 @pytest.mark.parametrize(
     ("size", "batch_size", "fields"),
     [

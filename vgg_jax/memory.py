@@ -69,9 +69,10 @@ def run_memory(step: jax.stages.Compiled, evaluation: jax.stages.Compiled, state
       state: the training state.
 
     Returns:
-      Of each device, `peak` of the step, with state and batch, and `temporary`, its part that is free between steps;
-      `evaluation`, what evaluation takes instead of that. On a CPU under Linux, also `resident`: what this process will
-      hold, that is what it holds now, the larger of the two, and the copy of the state that checkpoints are saved from.
+      `peak`: the bytes of each device during a step, with state and batch. `temporary`: the part of them that is free
+      between steps. `evaluation`: the bytes that evaluation takes instead of that part. On a CPU under Linux, also
+      `resident`: the bytes that this process will hold. They are those that it holds now, the larger of `temporary` and
+      `evaluation`, and the copy of the state that checkpoints are saved from.
     """
     of_step, of_evaluation = step.memory_analysis(), evaluation.memory_analysis()
     if of_step is None or of_evaluation is None:
