@@ -289,9 +289,8 @@ def main(argv: list[str]) -> int:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs add up to a second
     keep_freed_memory()
-    jax.config.update(
-        "jax_cpu_enable_async_dispatch", False
-    )  # the steps of an evaluation in turn, as those of training
+    # On a CPU, run the steps of an evaluation in turn, as those of training.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     ignore_abandoned_writes()
     absl_logging.set_verbosity(absl_logging.FATAL)  # TFDS and Orbax log, with tracebacks, what is reported here
     return report_mistakes("train.py", lambda: run(*parse(argv)))
