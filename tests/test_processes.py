@@ -71,11 +71,11 @@ def assert_same_losses(actual, expected):
 
 
 def test_two_processes_train_as_one_which_goes_on_when_the_other_is_killed(data_dir, tmp_path):
-    train(tmp_path / "one", data_dir, "num_epochs=1")
     with two_processes(tmp_path / "two", data_dir, "num_epochs=1") as (first, second):
         wait_for(first, "step 6/9")
         second.send_signal(signal.SIGKILL)
         start = time.monotonic()
+        train(tmp_path / "one", data_dir, "num_epochs=1")  # while the first waits for the other's heartbeat
         _, error = first.communicate(timeout=60)
         assert time.monotonic() - start < 60
         assert first.returncode == LOST

@@ -9,51 +9,63 @@ import pytest
 import torch
 
 from tests.conftest import relative_error
-from vgg_jax import from_torch, to_torch
+from tests.narrow import NARROW_TABLE
+from vgg_jax import VGG, from_torch, to_torch
 from vgg_jax.config import OptimizerConfig
+from vgg_jax.model import TABLE_1
 from vgg_jax.optimizer import MomentumState, make_optimizer
 from vgg_jax.training import TrainState, train_step
 
 STEPS = 20
 
 
-def torch_network(torchvision, batch_norm, head):
-    """torchvision's VGG-11 with a narrow head: its own is 124 million of 133 million parameters."""
+def torch_network(torchvision, batch_norm, head, narrow):
+    """torchvision's VGG-11 with a narrow head: its own is 124 million of 133 million parameters.
+
+    With `narrow` its convolutions have the widths of `NARROW_TABLE`.
+    """
     torch.manual_seed(0)
-    nn = torch.nn
+    nn, widths = torch.nn, (NARROW_TABLE if narrow else TABLE_1)["A"]
     net = (torchvision.models.vgg11_bn if batch_norm else torchvision.models.vgg11)(init_weights=False)
+    plan = itertools.chain(*((*stage, "M") for stage in widths))
+    net.features = torchvision.models.vgg.make_layers(list(plan), batch_norm)
     for module in net.features:  # as torchvision, which would draw the whole head too
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(module.bias)
+    channels = widths[-1][-1]
     if head == "cifar":
-        net.avgpool, net.classifier = nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Linear(512, 10))
+        net.avgpool, net.classifier = nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Linear(channels, 10))
     else:
         net.classifier = nn.Sequential(
-            *(nn.Linear(25088, 32), nn.ReLU(), nn.Dropout(0)),
+            *(nn.Linear(channels * 49, 32), nn.ReLU(), nn.Dropout(0)),
             *(nn.Linear(32, 16), nn.ReLU(), nn.Dropout(0)),
             nn.Linear(16, 10),
         )
     return net.double().train()
 
 
-EVERY_RUN = [("plain", "cifar", "xla"), ("batch_norm", "cifar", "winograd")]
-CELLS = itertools.product(("plain", "batch_norm"), ("cifar", "7x7"), ("xla", "winograd"))
+CELLS = list(itertools.product(("plain", "batch_norm"), ("cifar", "7x7"), ("xla", "winograd")))
+NARROW_CELLS = [("plain", "cifar", "xla"), ("batch_norm", "7x7", "winograd")]
 
 
 @pytest.mark.parametrize(
-    ("kind", "head", "convolution"),
-    [pytest.param(*cell, marks=() if cell in EVERY_RUN else pytest.mark.grid) for cell in CELLS],
+    ("kind", "head", "convolution", "width"),
+    [(*cell, "narrow") for cell in NARROW_CELLS]
+    + [pytest.param(*cell, "full", marks=pytest.mark.grid) for cell in CELLS],
 )
-def test_twenty_steps_follow_pytorch(kind, head, convolution, torchvision, x64, request):
+def test_twenty_steps_follow_pytorch(kind, head, convolution, width, torchvision, x64, request):
+    if width == "narrow":
+        request.getfixturevalue("narrow")
     if convolution == "winograd":
         request.getfixturevalue("winograd")
     batch_norm = kind == "batch_norm"
-    net = torch_network(torchvision, batch_norm, head)
+    net = torch_network(torchvision, batch_norm, head, width == "narrow")
     reference = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
-    model, variables = from_torch(net.state_dict())
-    model = model.clone(dropout_rate=0.0)
+    fields = dict(pool_size=1, hidden=()) if head == "cifar" else dict(hidden=(32, 16))
+    model = VGG(11, batch_norm, num_classes=10, dropout_rate=0.0, dtype="float64", param_dtype="float64", **fields)
+    _, variables = from_torch(net.state_dict(), model)
     optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(0.01))
     state = TrainState.create(
         apply_fn=model.apply, params=variables["params"], batch_stats=variables.get("batch_stats", {}), tx=optimizer
