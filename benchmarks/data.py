@@ -1,9 +1,12 @@
-"""The speed of the data path beside torchvision's: python benchmarks/data.py [--rounds N] [--images N] [--json FILE]
+"""Compare the speed of the data path with torchvision's.
 
-Writes JPEGs of about 500x375 pixels, crops of scikit-learn's two photographs, as files and as a TFDS data set, and
-reads them as 224x224 training views with a DataLoader of torchvision's transforms and with ours, two workers each, in
-turn, each in its own process. Then CIFAR-10's training views the same way, on noise; the stages of our path; and how
-long a training step of VGG-16 at 224x224 waits for its data. Needs torch, torchvision and scikit-learn.
+  python benchmarks/data.py [--rounds N] [--images N] [--json FILE]
+
+The benchmark writes JPEGs of about 500x375 pixels, crops of scikit-learn's two photographs, as files and as a TFDS data
+set. It reads them as 224x224 training views with torchvision's transforms in a DataLoader and with our loader. Both
+have two workers. The arms run in turn, each in its own process. It then measures CIFAR-10's training views of noise,
+the stages of our path, and the time that training steps of VGG-16 at 224x224 wait for their data. It needs torch,
+torchvision and scikit-learn.
 """
 
 import argparse
@@ -25,21 +28,20 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORKERS = 2
 BATCH = 64
 CIFAR_BATCH = 128
-IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-
-
-# --- what is read
+# Not from vgg_jax, so that torchvision's arms do not import JAX.
+IMAGENET: dict[str, Any] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+CIFAR10: dict[str, Any] = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 
 
 def jpegs(count: int) -> Iterator[bytes]:
-    """JPEGs of 420 to 580 pixels across, in the proportions 4:3 and 3:4, as ImageNet's mostly are."""
+    """Yield JPEGs whose long side has 420 to 580 pixels, in the proportions 4:3 and 3:4 of most ImageNet images."""
     import PIL.Image
     from sklearn.datasets import load_sample_images
 
     random = np.random.default_rng(0)
     photos = [PIL.Image.fromarray(photo) for photo in load_sample_images().images]
     for i in range(count):
-        width, height = (427, 320) if i % 4 else (320, 427)  # of what is cut out of 640x427
+        width, height = (427, 320) if i % 4 else (320, 427)  # the part that is cut out of 640x427
         left, top = int(random.integers(641 - width)), int(random.integers(428 - height))
         scale = random.uniform(420, 580) / 427
         crop = photos[i % 2].crop((left, top, left + width, top + height))
@@ -49,10 +51,10 @@ def jpegs(count: int) -> Iterator[bytes]:
 
 
 def write(directory: str, count: int) -> None:
-    """The images as torchvision's ImageFolder has them, and as a TFDS data set in array_record format."""
+    """Write the images in the layout of torchvision's ImageFolder, and as a TFDS data set in array_record format."""
     import tensorflow_datasets as tfds
 
-    from vgg_jax.data.shards import Shard, serialize, write_once
+    from vgg_jax.data.prepare.shards import Shard, serialize, write_once
 
     images = list(jpegs(count))
     print(f"{count} JPEGs of {np.mean([len(image) for image in images]) / 1000:.0f} kB on average", flush=True)
@@ -62,17 +64,16 @@ def write(directory: str, count: int) -> None:
         with open(os.path.join(folder, f"{i}.jpg"), "wb") as file:
             file.write(image)
     target = os.path.join(directory, "photographs", "1.0.0")
+    features = {
+        "image": tfds.features.Image(encoding_format="jpeg"),
+        "label": tfds.features.ClassLabel(num_classes=10),
+        "file_name": tfds.features.Text(),
+    }
     info = tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity(
             name="photographs", version=tfds.core.Version("1.0.0"), data_dir=target, module_name=__name__
         ),
-        features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(encoding_format="jpeg"),
-                "label": tfds.features.ClassLabel(num_classes=10),
-                "file_name": tfds.features.Text(),
-            }
-        ),
+        features=tfds.features.FeaturesDict(features),
     )
     examples = (
         {"image": io.BytesIO(image), "label": i % 10, "file_name": f"{i}.jpg"} for i, image in enumerate(images)
@@ -80,49 +81,31 @@ def write(directory: str, count: int) -> None:
     write_once(target, lambda: (info, [Shard("train", lambda: serialize(info, examples))]))
 
 
-# --- the arms: each prints images per second
+# --- the arms: each returns images per second
 
 
 def torchvision_arm(directory: str, count: int) -> float:
-    """A DataLoader with torchvision's transforms."""
-    sys.path.insert(0, ROOT)
+    """Measure a DataLoader with torchvision's transforms."""
     import torch
 
     from benchmarks.pytorch import import_torchvision
 
     torchvision = import_torchvision()
-    transforms = torchvision.transforms
     torch.set_num_threads(1)
-    view = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(224),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(**IMAGENET),
-        ]
-    )
+    view = torchvision_view(torchvision.transforms.RandomResizedCrop(224), IMAGENET)
     dataset = torchvision.datasets.ImageFolder(os.path.join(directory, "folder"), view)
     return rate(torch_loader(dataset, BATCH), BATCH, count)
 
 
 def torchvision_cifar_arm(directory: str, count: int) -> float:
-    """CIFAR-10's usual transforms, on images that are in memory as torchvision's CIFAR10 has them."""
-    sys.path.insert(0, ROOT)
+    """Measure CIFAR-10's usual transforms of images in memory, in the layout of torchvision's CIFAR10."""
     import PIL.Image
     import torch
 
     from benchmarks.pytorch import import_torchvision
 
     torchvision = import_torchvision()
-    transforms = torchvision.transforms
-    view = transforms.Compose(
-        [
-            transforms.RandomCrop(32, padding=4),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-        ]
-    )
+    view = torchvision_view(torchvision.transforms.RandomCrop(32, padding=4), CIFAR10)
     pixels = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
 
     class Dataset(torch.utils.data.Dataset):
@@ -135,8 +118,16 @@ def torchvision_cifar_arm(directory: str, count: int) -> float:
     return rate(torch_loader(Dataset(), CIFAR_BATCH), CIFAR_BATCH, count)
 
 
+def torchvision_view(crop: Any, constants: dict[str, Any]) -> Any:
+    """Return torchvision's transform: a crop, the random horizontal flip and the normalization."""
+    from torchvision import transforms
+
+    flip, to_tensor = transforms.RandomHorizontalFlip(), transforms.ToTensor()
+    return transforms.Compose([crop, flip, to_tensor, transforms.Normalize(**constants)])
+
+
 def torch_loader(dataset: Any, batch_size: int) -> Iterator[Any]:
-    """Batches for ever, of workers that stay."""
+    """Yield batches without end; the workers stay alive between epochs."""
     import torch
 
     loader = torch.utils.data.DataLoader(
@@ -147,59 +138,75 @@ def torch_loader(dataset: Any, batch_size: int) -> Iterator[Any]:
 
 
 def our_arm(directory: str, count: int, on_device: bool = True) -> float:
-    """Our pipeline; `on_device`: and what the step does before the network, flip and normalisation."""
+    """Measure our pipeline; with `on_device`, also the horizontal flip and the normalization inside the step."""
     import jax
 
-    from vgg_jax.config import DataConfig
-    from vgg_jax.data.augmentation import augment
-
-    config = DataConfig("photographs", directory, image_size=224, resize=256, train_view="random_resized_crop")
-    config.mean, config.std, config.num_threads = IMAGENET["mean"], IMAGENET["std"], WORKERS
-    view = jax.jit(functools.partial(augment, config=config))
-    batches = our_batches(config, BATCH)
+    batches = our_batches(directory, BATCH)
     if not on_device:
         return rate(batches, BATCH, count)
-    return rate((view(jax.random.key(0), batch["image"]) for batch in batches), BATCH, count)
+    view = imagenet_view()
+    return rate((view(jax.random.key(0), batch)["image"] for batch in batches), BATCH, count)
 
 
 def our_cifar_arm(directory: str, count: int) -> float:
-    """CIFAR's data on the device, indexed, cropped, flipped and normalised there."""
+    """Measure CIFAR-10 resident on the device, where it is indexed, cropped, flipped and normalized."""
     import jax
     from jax.sharding import Mesh
 
-    from vgg_jax.config import DataConfig
-    from vgg_jax.data.augmentation import augment
-    from vgg_jax.data.pipeline import Loader
-    from vgg_jax.data.sources import Split
+    from vgg_jax.data.augmentation import Augmentation, augment
+    from vgg_jax.data.dataset import Split
+    from vgg_jax.data.loader import Loader
+    from vgg_jax.data.transforms import Views
 
     class Loaded(Loader):
-        """With pixels from memory: what is measured begins after the data set is read."""
+        """A loader with pixels from memory: the measurement begins after the data set is read."""
 
         def _read_all(self) -> dict[str, np.ndarray]:
             images = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
             return {"image": images, "label": np.arange(50_000) % 10, "weight": np.ones(50_000, np.float32)}
 
-    config = DataConfig()
-    split = Split("noise", range(50_000), 10, 3, config)
+    split = Split("noise", range(50_000), 10, 3, Views())
     batches = Loaded(split, Mesh(np.array(jax.devices()), ("data",))).train_batches(0, CIFAR_BATCH, range(10**9))
-    view = jax.jit(functools.partial(augment, config=config))
-    return rate((view(jax.random.key(0), batch["image"]) for batch in batches), CIFAR_BATCH, count)
+    options = Augmentation(pad=4, flip=True, **CIFAR10)
+    view = jax.jit(functools.partial(augment, options=options))
+    return rate((view(jax.random.key(0), batch)["image"] for batch in batches), CIFAR_BATCH, count)
 
 
-def our_batches(config: Any, batch_size: int) -> Iterator[Any]:
-    """Batches for ever."""
+def imagenet_view() -> Any:
+    """Return the jitted augmentation of ImageNet's batches, whose random resized crops the host draws."""
+    import jax
+
+    from vgg_jax.data.augmentation import Augmentation, augment
+
+    options = Augmentation(flip=True, **IMAGENET)
+    return jax.jit(functools.partial(augment, options=options))
+
+
+def open_photographs(directory: str) -> Any:
+    """Return the split of the photographs, with random resized crops."""
+    from vgg_jax.data.dataset import open_split
+    from vgg_jax.data.transforms import Views
+
+    return open_split("photographs", "train", Views(224, 256, "random_resized_crop"), data_dir=directory)
+
+
+def our_batches(directory: str, batch_size: int, num_threads: int = WORKERS) -> Iterator[Any]:
+    """Return batches of the photographs without end."""
     import jax
     from jax.sharding import Mesh
 
-    from vgg_jax.data.pipeline import Loader
-    from vgg_jax.data.sources import open_split
+    from vgg_jax.data.loader import Loader
 
-    loader = Loader(open_split(config, "train"), Mesh(np.array(jax.devices()), ("data",)))
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    loader = Loader(open_photographs(directory), mesh, num_threads=num_threads)
     return loader.train_batches(0, batch_size, range(10**9))
 
 
 def rate(batches: Iterator[Any], batch_size: int, count: int) -> float:
-    """Images per second over `count` images, after half as many, by when what was read ahead meanwhile is used up."""
+    """Return images per second over `count` images.
+
+    Half as many images are read first: this uses up the batches that were read ahead during compilation.
+    """
 
     def read(images: int) -> None:
         for _ in range(max(images // batch_size, 4)):
@@ -213,41 +220,35 @@ def rate(batches: Iterator[Any], batch_size: int, count: int) -> float:
     return max(count // batch_size, 4) * batch_size / (time.perf_counter() - start)
 
 
-# --- what our path does, in one thread
-
-
 def stages(directory: str, count: int) -> dict[str, float]:
-    """Milliseconds an image of each stage of our path."""
+    """Return the milliseconds for one image of each stage of our path, in one thread."""
     import jax
 
-    from vgg_jax.config import DataConfig
-    from vgg_jax.data import views
-    from vgg_jax.data.augmentation import augment
-    from vgg_jax.data.sources import open_split
+    from vgg_jax.data import transforms as views
 
-    config = DataConfig("photographs", directory, image_size=224, resize=256, train_view="random_resized_crop")
-    split = open_split(config, "train")
+    split = open_photographs(directory)
     n = min(count, len(split))
     records = [split.records[i] for i in range(n)]
     images = [views.decode(record["image"], "RGB") for record in records]
     batch = np.stack([split.random_view(i, 0, i)[0] for i in range(BATCH)])
-    view = jax.jit(functools.partial(augment, config=config))
-    view(jax.random.key(0), batch).block_until_ready()
+    view, key = imagenet_view(), jax.random.key(0)
+
+    def augmented(i: int) -> Any:
+        return jax.block_until_ready(view(key, {"image": batch}))
+
+    augmented(0)  # compiles
     return {
         "read the record": milliseconds(lambda i: split.records[i], n),
         "decode the JPEG": milliseconds(lambda i: views.decode(records[i]["image"], "RGB"), n),
         "random resized crop": milliseconds(lambda i: views.random_resized_crop(images[i], 224, 0, i), n),
         "paper's crop, S from 256 to 512": milliseconds(lambda i: views.scale_crop(images[i], 224, 256, 512, 0, i), n),
         "stack to a batch": milliseconds(lambda i: np.stack([batch[0]] * BATCH), 20) / BATCH,
-        "flip and normalise, on the device": milliseconds(
-            lambda i: view(jax.random.key(0), batch).block_until_ready(), 20
-        )
-        / BATCH,
+        "flip and normalize, on the device": milliseconds(augmented, 20) / BATCH,
     }
 
 
 def milliseconds(function: Callable[[int], Any], count: int) -> float:
-    """The time of one call, the least of three means."""
+    """Return the time of one call: the least of three means over `count` calls."""
     means = []
     for _ in range(3):
         start = time.perf_counter()
@@ -258,21 +259,19 @@ def milliseconds(function: Callable[[int], Any], count: int) -> float:
 
 
 def waiting(directory: str, steps: int) -> dict[str, float]:
-    """Seconds that training steps of VGG-16 at 224x224, batch 8, take, and wait for their batches."""
+    """Return the seconds that training steps of VGG-16 at 224x224, batch 8, take, and wait for their batches."""
     import jax
     import optax
 
     from vgg_jax import VGG
-    from vgg_jax.config import DataConfig
-    from vgg_jax.data.augmentation import augment
-    from vgg_jax.training import create_train_state, train_step
+    from vgg_jax.training.state import create_train_state
+    from vgg_jax.training.step import train_step
 
-    config = DataConfig("photographs", directory, image_size=224, resize=256, train_view="random_resized_crop")
     model = VGG(16, num_classes=10)
     optimizer = optax.sgd(0.01, 0.9)
     state = jax.jit(lambda key: create_train_state(key, model, optimizer, (224, 224, 3)))(jax.random.key(0))
-    step = jax.jit(functools.partial(train_step, augment=functools.partial(augment, config=config)), donate_argnums=0)
-    batches = our_batches(config, 8)
+    step = jax.jit(functools.partial(train_step, augment=imagenet_view()), donate_argnums=0)
+    batches = our_batches(directory, 8, num_threads=8)
     waited = 0.0
     for i in range(steps + 2):
         if i == 2:  # after compiling
@@ -298,28 +297,20 @@ ARMS: dict[str, Callable[..., Any]] = {
 
 
 def run(arm: str, directory: str, count: int) -> Any:
-    """One arm in its own process."""
-    command = [
-        sys.executable,
-        os.path.abspath(__file__),
-        "--arm",
-        arm,
-        "--directory",
-        directory,
-        "--images",
-        str(count),
-    ]
+    """Run one arm in its own process and return its result."""
+    options = ["--arm", arm, "--directory", directory, "--images", str(count)]
+    command = [sys.executable, os.path.abspath(__file__), *options]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": ROOT}
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
 
 
 def main() -> None:
-    """Runs all arms in turn and prints the medians and their ratios."""
+    """Run all arms in turn and print the medians and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=8, help="training steps of VGG-16")
-    parser.add_argument("--json", help="where to write the figures")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of all arms (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=2000, help="JPEGs to write and read (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=8, help="training steps of VGG-16 (default: %(default)s)")
+    parser.add_argument("--json", help="file for the figures")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     parser.add_argument("--directory", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -349,7 +340,7 @@ def main() -> None:
     for name, value in figures["stages"].items():
         print(f"{name}: {value:.3f} ms an image")
     waited, total = figures["waiting"]["waited"], figures["waiting"]["total"]
-    print(f"VGG-16 at 224x224, batch 8: {options.steps} steps in {total:.1f} s, of which {waited / total:.2%} waiting")
+    print(f"VGG-16 at 224x224, batch 8: {options.steps} steps in {total:.1f} s, {waited / total:.2%} waiting")
     if options.json:
         with open(options.json, "w") as file:
             json.dump(figures, file, indent=1)

@@ -1,10 +1,10 @@
-"""How the cost grows: time and memory by batch size, by size of the images, and by depth.
+"""The growth of time and memory with the batch size, the size of the images and the depth.
 
     python benchmarks/growth.py [--sweeps NAME...] [--rounds N] [--seconds S]
 
-The batch size from 1 to 256 at 32x32, training and inference; the images from 32x32 to 512x512, one at a time; the
-depth at 32x32, training. Each cell runs in a process of its own, by the code of benchmarks/throughput.py. Memory is
-the process's peak beyond its imports and the weights.
+Batch sizes from 1 to 256 at 32x32, training and inference; images from 32x32 to 512x512, one at a time; all depths at
+32x32, training. Each cell runs in a process of its own with the code of benchmarks/throughput.py. Memory is the peak of
+the process less its imports and the weights.
 """
 
 import argparse
@@ -27,12 +27,14 @@ SWEEPS: dict[str, list[Cell]] = {
 
 
 def main() -> None:
-    """Measures the cells one after the other, and prints each as a line of the table."""
+    """Measure one cell after the other and print each as a line of the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a burst (%(default)s)")
-    parser.add_argument("--product-size", type=int, default=2048, help="the side of the matrices of the product")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a burst (%(default)s)")
+    parser.add_argument(
+        "--product-size", type=int, default=2048, help="side of the matrices of the product (%(default)s)"
+    )
     options = parser.parse_args()
     device = find_platform()
     print(

@@ -1,10 +1,10 @@
-"""torchvision beside a CPU build of PyTorch, for the benchmarks and the tests."""
+"""The import of torchvision with a CPU build of PyTorch, for the benchmarks and the tests."""
 
 from typing import Any
 
 
 def import_torchvision() -> Any:
-    """torchvision's wheel expects CUDA's operators: beside a CPU build of PyTorch two of them have to be declared."""
+    """Import torchvision. Its wheel expects CUDA's operators: a CPU build of PyTorch needs two declared."""
     from torch import library
 
     try:
@@ -15,5 +15,5 @@ def import_torchvision() -> Any:
             operators.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision
 
-        torchvision.declared_operators = operators  # they live as long as this
+        torchvision.declared_operators = operators  # keeps the declarations alive
     return torchvision

@@ -1,14 +1,15 @@
-"""What many devices cost: python benchmarks/scaling.py [--images-per-second R]
+"""The cost of many devices: python benchmarks/scaling.py [--images-per-second R]
 
-Compiles the training step of VGG-16 at 224x224, global batch 256, for 8 simulated devices, with the fully connected
-layers whole on each and in parts, and prints the bytes that each device sends in a step and the memory of the state on
-each, read off the programs. Then the time of an ImageNet epoch on 1, 8, 64 and 512 accelerators by the formula
+Compiles the training step of VGG-16 at 224x224, global batch 256, for 8 simulated devices, with a replicated and with a
+sharded head. Prints the bytes that each device sends in a step and the memory of the state on each device, read from
+the compiled programs. Then prints the time of an ImageNet epoch on 1, 8, 64 and 512 accelerators by the formula
 
   seconds = 1,281,167 / (R * n)  +  1,281,167 / B * bytes(n, B) / bandwidth
 
-for R images/s of one accelerator, a global batch of B = 32 n, links as published for NVIDIA's DGX H200 (900 GB/s of
-NVLink both ways together within 8 devices; 400 Gb/s of InfiniBand for each device beyond), and no overlap of computing
-and sending: an upper bound. Half a minute on 2 cores.
+R is the images/s of one accelerator, and B = 32 n the global batch. The links are those published for the DGX H200 of
+NVIDIA: 900 GB/s of NVLink in both directions together within 8 devices, and 400 Gb/s of InfiniBand for each device
+beyond. This assumes no overlap of communication and computation, so it is an upper bound. Takes half a minute on 2
+cores.
 """
 
 import argparse
@@ -24,9 +25,11 @@ from jax.sharding import PartitionSpec as P
 
 from vgg_jax import VGG
 from vgg_jax.config import OptimizerConfig
-from vgg_jax.optimizer import make_optimizer
-from vgg_jax.parallel import AXIS, make_mesh, state_shardings, with_sharded_head
-from vgg_jax.training import create_train_state, train_step
+from vgg_jax.model import PLAIN
+from vgg_jax.training.optimizer import make_optimizer
+from vgg_jax.training.sharding import AXIS, make_mesh, state_shardings, with_sharded_head
+from vgg_jax.training.state import create_train_state
+from vgg_jax.training.step import train_step
 
 BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "f64": 8}
 IMAGENET = 1_281_167
@@ -35,9 +38,9 @@ HEAD_INPUTS = 512 * 7 * 7
 
 
 def compile_step(depth: int, batch_size: int, devices: int, sharded: bool) -> jax.stages.Compiled:
-    """The training step of a plain VGG at 224x224 on so many devices, compiled and not run."""
+    """Return the compiled training step of a plain VGG at 224x224 on a number of devices."""
     mesh = Mesh(make_mesh().devices[:devices], (AXIS,))
-    model = VGG(depth, fast=False)  # XLA's convolution, as on accelerators; pools send nothing
+    model = VGG(depth, layers=PLAIN)  # XLA's convolution, as on accelerators; pools send nothing
     if sharded:
         model = with_sharded_head(model, mesh)
     optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(0.01))
@@ -59,12 +62,12 @@ def compile_step(depth: int, batch_size: int, devices: int, sharded: bool) -> ja
 
 
 def ring_bytes(program: str, devices: int) -> float:
-    """The bytes that each device sends in a compiled program, every collective on a ring of all devices."""
+    """Return the bytes that each device sends in a compiled program, with each collective on a ring of all devices."""
     factors = {
         "all-reduce": 2 * (devices - 1) / devices,
         "all-gather": (devices - 1) / devices,
         "all-to-all": (devices - 1) / devices,
-        "reduce-scatter": devices - 1,  # of its output, which is a part
+        "reduce-scatter": devices - 1,  # of its output, which is a shard
         "collective-permute": 1,
     }
     total = 0.0
@@ -75,22 +78,24 @@ def ring_bytes(program: str, devices: int) -> float:
 
 
 def held_bytes(compiled: jax.stages.Compiled) -> int:
-    """The bytes of what a step takes on each device: the state and the batch."""
+    """Return the bytes of the arguments of a step on each device: state and batch."""
     memory = compiled.memory_analysis()
     assert memory is not None
     return memory.argument_size_in_bytes
 
 
 def predicted_bytes(depth: int, batch_size: int, devices: int, sharded: bool) -> float:
-    """What `ring_bytes` finds, by a formula, in float32.
+    """Return the result of `ring_bytes` by a formula, in float32.
 
-    Data-parallel, all gradients are summed. With the head in parts those of the convolutions are; the head's inputs
-    change hands, forward and backward; and each dense layer's outputs are summed, and their gradients gathered.
+    With a replicated head, all gradients are summed over the devices. With a sharded head, only the gradients of the
+    convolutions are. The inputs of the head are resharded, forward and backward. The outputs of each dense layer are
+    summed, and their gradients gathered.
     """
-    params = jax.eval_shape(lambda: VGG(depth).init(jax.random.key(0), jnp.zeros((1, 224, 224, 3))))["params"]
+    model = VGG(depth)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3))))["params"]
     convolutions, head = (
-        sum(leaf.size for layer, p in params.items() if layer.startswith(prefix) for leaf in jax.tree.leaves(p))
-        for prefix in ("conv", "fc")
+        sum(leaf.size for layer in model.layers_with_parameters((part,)) for leaf in jax.tree.leaves(params[layer]))
+        for part in ("features", "head")
     )
     share = (devices - 1) / devices
     if not sharded:
@@ -101,7 +106,7 @@ def predicted_bytes(depth: int, batch_size: int, devices: int, sharded: bool) ->
 
 
 def epoch_seconds(images_per_second: float, devices: int, sharded: bool) -> float:
-    """The seconds of an ImageNet epoch of VGG-16 by the formula above."""
+    """Return the seconds of an ImageNet epoch of VGG-16 by the formula above."""
     batch_size = 32 * devices
     bandwidth = 450e9 if devices <= 8 else 50e9  # bytes/s that a device sends
     sending = predicted_bytes(16, batch_size, devices, sharded) / bandwidth if devices > 1 else 0.0
@@ -109,22 +114,22 @@ def epoch_seconds(images_per_second: float, devices: int, sharded: bool) -> floa
 
 
 def main() -> None:
-    """Compiles, and prints both tables."""
+    """Compile the steps and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images-per-second", type=float, default=4000.0, help="of one accelerator (%(default)s)")
+    parser.add_argument("--images-per-second", type=float, default=4000.0, help="rate of one accelerator (%(default)s)")
     rate = parser.parse_args().images_per_second
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
-    print("| fully connected layers | sent by each device, MB a step | state and batch on each device, MB |")
+    print("| head | sent by each device, MB a step | state and batch on each device, MB |")
     print("|---|---|---|")
     for sharded in (False, True):
         compiled = compile_step(16, 256, 8, sharded)
         moved = ring_bytes(compiled.as_text() or "", 8)
         print(
-            f"| {'in parts' if sharded else 'whole'} | {moved / 1e6:.1f} | {held_bytes(compiled) / 1e6:.1f} |",
+            f"| {'sharded' if sharded else 'replicated'} | {moved / 1e6:.1f} | {held_bytes(compiled) / 1e6:.1f} |",
             flush=True,
         )
-    print("\n| accelerators | global batch | sent, MB a step: whole, in parts | an epoch: whole, in parts |")
+    print("\n| accelerators | global batch | sent, MB a step: replicated, sharded | an epoch: replicated, sharded |")
     print("|---|---|---|---|")
     for devices in (1, 8, 64, 512):
         sent = [predicted_bytes(16, 32 * devices, devices, s) / 1e6 for s in (False, True)]

@@ -1,18 +1,23 @@
-"""Images per second beside PyTorch and Keras: python benchmarks/throughput.py [--cells main|all|NAME...] [--json FILE]
+"""Measure images per second of vgg_jax, PyTorch and Keras.
 
-A cell is a network, the size of its images, and inference or training: vgg16_bn-32-train, vgg16-224-infer-bf16. Each
-arm runs in a process of its own, with as many threads as there are cores, on the same weights and images; on a CPU
-each keeps the memory that it frees, as the commands of vgg_jax do, for it makes PyTorch faster too. Before
-anything is timed an arm's logits, and its losses before and after a step, are compared with those of PyTorch eager; one
-that disagrees is not timed, and the exit code is 1. Then the arms run in turn, each a burst of a few seconds, while the
-others wait, after one step that is not timed; the order moves on by one each round. Images per second are medians over
-rounds, compiling apart. A matrix product in the same rounds, the faster of JAX's and PyTorch's, is the ceiling. At the
-end each arm gives its free memory back, and the most memory is measured in two steps.
+    python benchmarks/throughput.py [--cells main|all|NAME...] [--json FILE]
 
-Training is cross entropy and SGD (rate 0.0001, momentum 0.9, weight decay 5e-4 but in Keras, whose decay is another),
-without dropout. PyTorch has its best: fused SGD, inference_mode, both memory formats, torch.compile. On an accelerator
-the cells are in bfloat16, and float32 is float32, not TF32. Needs torch and torchvision, and keras for that arm. The
-processes of a cell live at the same time: all seven of vgg16-224-train need more than 24 GiB.
+A cell is a network, an image size, and inference or training: vgg16_bn-32-train, vgg16-224-infer-bf16. Each arm (a
+framework or a variant) has its own process, with one thread for each core, and the same weights and images. On a CPU
+each arm keeps freed memory, as the commands of vgg_jax do, because this makes PyTorch faster too.
+
+Before the timing, the logits of each arm, and its losses before and after a step, are compared with those of PyTorch
+eager. An arm that disagrees is not timed, and the exit code is 1. Then the arms run in turn. Each runs for a few
+seconds after one step that is not timed, while the others wait. The first arm changes in each round. The result is the
+median over rounds, without compilation. The ceiling is a matrix product in the same rounds, the faster of JAX's and
+PyTorch's. Finally each arm returns its free memory, and its peak memory is measured in two steps.
+
+Training is cross entropy and SGD without dropout: learning rate 0.0001, momentum 0.9, weight decay 5e-4 (none in
+Keras, whose weight decay has another definition). PyTorch uses its fastest options: fused SGD, inference_mode, both
+memory formats, torch.compile. On an accelerator the cells are in bfloat16, and float32 is not TF32.
+
+The command needs torch and torchvision, and keras for that arm. All processes of a cell exist at the same time: the
+seven of vgg16-224-train need more than 24 GiB.
 """
 
 import argparse
@@ -50,14 +55,14 @@ CELLS = {
 ARMS_OF_OTHERS = ("torch_eager", "torch_channels_last", "ours")
 BATCH = {"cpu": {32: 64, 224: 8}, "gpu": {32: 512, 224: 256}}
 PRODUCT = {"cpu": 2048, "gpu": 8192}  # the matrices' side
-# What the disagreement of logits, and of a loss, must stay below.
+# Upper bounds of the disagreement of logits, and of a loss.
 TOLERANCE = {"float32": (1e-4, 1e-3), "bfloat16": (5e-2, 5e-2)}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "torchvision", "keras", "numpy")
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "OMP_NUM_THREADS", "MALLOC_CONF", "LD_PRELOAD", "MALLOC_ARENA_MAX")
 
 
 def run_burst(cell: Cell, arm: dict[str, Any], process: Process, seconds: float) -> None:
-    """One arm's part of a round: about so many seconds, at least two steps; or a whole epoch."""
+    """Run an arm for about `seconds` and at least two steps, or for an epoch, and append its rate to `arm`."""
     steps = cell.examples // cell.batch if cell.mode == "epoch" else max(2, math.ceil(seconds / arm["step_seconds"]))
     before = busy_seconds() - process.processor_seconds()
     elapsed = process.ask("time", steps=steps)["seconds"]
@@ -67,7 +72,7 @@ def run_burst(cell: Cell, arm: dict[str, Any], process: Process, seconds: float)
 
 
 def disagreement(actual: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
-    """How far two arms are apart: the norm of the difference of logits over their norm; losses over the larger."""
+    """Return the relative difference of two arms: of the norm of their logits, and of each loss."""
     a, b = (arm["logits"].astype(np.float64) for arm in (actual, expected))
     figures = {"logits": float(np.linalg.norm(a - b) / np.linalg.norm(b))}
     for i, (a, b) in enumerate(zip(actual["losses"], expected["losses"], strict=True), 1):
@@ -76,25 +81,25 @@ def disagreement(actual: dict[str, Any], expected: dict[str, Any]) -> dict[str, 
 
 
 def agrees(cell: Cell, figures: dict[str, float]) -> bool:
-    """Whether all are within the tolerance."""
+    """Return whether all differences are within the tolerance."""
     of_logits, of_losses = TOLERANCE[cell.dtype]
     return all(value < (of_logits if key == "logits" else of_losses) for key, value in figures.items())
 
 
 def measure(cell: Cell, names: list[str], rounds: int, seconds: float, product: int) -> dict[str, Any]:
-    """One cell: what every arm said, by its name, and the rates of the matrix product."""
+    """Measure all arms of one cell; return their results by name, and the rates of the matrix product."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"} | {
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "KERAS_BACKEND": "jax",
-        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",  # compiling is timed
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",  # compilation is timed
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the arms share the accelerator
     }
     arms: dict[str, dict[str, Any]] = {}
     processes: dict[str, Process] = {}
-    reference = ""  # the first arm that there is: PyTorch eager
+    reference = ""  # the first arm that works: PyTorch eager
     rates: dict[str, list[float]] = {"jax": [], "torch": []}
 
     def drop(name: str, error: RuntimeError) -> None:
@@ -146,12 +151,12 @@ def measure(cell: Cell, names: list[str], rounds: int, seconds: float, product: 
 
 
 def described(figures: dict[str, float]) -> str:
-    """A line of figures."""
+    """Return the figures as one line."""
     return ", ".join(f"{key} {value:.1e}" for key, value in figures.items())
 
 
 def summary(cell: Cell, arms: dict[str, dict[str, Any]], rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians, ratios, and shares of the matrix product."""
+    """Return medians, ratios, and fractions of the matrix product's rate."""
     ceiling = max((statistics.median(values) for values in rates.values() if values), default=0.0)
     for arm in arms.values():
         arm.pop("logits", None)
@@ -169,11 +174,11 @@ def summary(cell: Cell, arms: dict[str, dict[str, Any]], rates: dict[str, list[f
     return {"cell": dataclasses.asdict(cell), **figures, "arms": arms}
 
 
-# --- what is printed
+# --- output
 
 
 def rows(result: dict[str, Any]) -> list[str]:
-    """The cell's lines of the table."""
+    """Return the rows of the table for one cell."""
     cell, lines = result["cell"], []
     for name, arm in result["arms"].items():
         start = f"| {cell['name']}, batch {cell['batch']} | {name} |"
@@ -195,7 +200,7 @@ def rows(result: dict[str, Any]) -> list[str]:
 
 
 def circumstances(platform_name: str, device: str) -> dict[str, Any]:
-    """Versions, machine, flags and load."""
+    """Return versions, machine, flags and load."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -220,7 +225,7 @@ def circumstances(platform_name: str, device: str) -> dict[str, Any]:
 
 
 def find_platform() -> tuple[str, str]:
-    """JAX's platform and device, asked in a process that ends: the driver itself holds no device."""
+    """Return JAX's platform and device, from a process that ends, so that the driver holds no device."""
     code = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind, sep='\\n')"
     answer = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
     name, device = answer.stdout.splitlines()[-2:]
@@ -228,17 +233,17 @@ def find_platform() -> tuple[str, str]:
 
 
 def main() -> int:
-    """Measures the cells one after the other, prints the table and writes the JSON after each."""
+    """Measure the cells one after the other; print the table and write the JSON file after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", nargs="+", default=["main"], help="main, all, or names (%(default)s)")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, help="by default all, in the lesser cells three")
-    parser.add_argument("--rounds", type=int, help="by default 5, in the lesser cells 2")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a burst (%(default)s)")
-    parser.add_argument("--json", help="where to write the figures")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="by default all; three outside the main cells")
+    parser.add_argument("--rounds", type=int, help="by default 5; 2 outside the main cells")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of one arm in a round (%(default)s)")
+    parser.add_argument("--json", help="file for the figures")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--image-size", type=int)
-    parser.add_argument("--product-size", type=int, help="the side of the matrices of the product")
-    parser.add_argument("--examples", type=int, default=50_000, help="of an epoch (%(default)s)")
+    parser.add_argument("--product-size", type=int, help="size of the matrices of the product")
+    parser.add_argument("--examples", type=int, default=50_000, help="number of examples of an epoch (%(default)s)")
     options = parser.parse_args()
     name, device = find_platform()
     kind = "cpu" if name == "cpu" else "gpu"
@@ -253,8 +258,8 @@ def main() -> int:
             parser.error(str(error))
     report = {**circumstances(name, device), "cells": []}
     print(
-        "| cell | arm | images/s | ours over it (of each round) | share of the matrix product | compiling, s | "
-        "peak memory, MiB; of it beyond imports and weights |\n|---|---|---|---|---|---|---|"
+        "| cell | arm | images/s | vgg_jax over this arm (range) | fraction of the matrix product | compilation, s | "
+        "peak memory, MiB; beyond imports and weights |\n|---|---|---|---|---|---|---|"
     )
     for cell in cells:
         is_main = cell.name in main_cells
@@ -275,7 +280,7 @@ def main() -> int:
     foreign = [cores for arm in measured for cores in arm.get("cores_of_others", ())] or [0.0]
     print(
         f"\nCommit {report['commit']}; {versions}; {device} ({name}); {report['processor']}, {report['cores']} cores; "
-        f"flags {report['flags'] or 'none'}; load before {load}; cores that others took in a burst: "
+        f"flags {report['flags'] or 'none'}; load before {load}; cores used by other processes: "
         f"{statistics.median(foreign):.2f}, at most {max(foreign):.2f}; matrix product in GFLOP/s, by cell: {ceilings}"
     )
     return int(any(arm.get("error", "").startswith("disagrees") for arm in measured))

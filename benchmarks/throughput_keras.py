@@ -1,4 +1,4 @@
-"""The arm of benchmarks/throughput.py that is Keras 3, whose backend the driver sets to JAX."""
+"""The arm of benchmarks/throughput.py for Keras 3 on JAX; the driver sets the backend."""
 
 import itertools
 from typing import Any
@@ -12,7 +12,7 @@ from benchmarks.throughput_jax import Ours
 
 
 class Keras(Ours):
-    """`stateless_call` jitted, and `train_on_batch`. Its weight decay is another, and is left out."""
+    """Keras: `stateless_call` jitted, and `train_on_batch`. Its weight decay has another definition and is omitted."""
 
     def __init__(self, cell: Cell, weights: dict[str, np.ndarray], images: np.ndarray, labels: np.ndarray) -> None:
         if cell.mode == "epoch":
@@ -46,17 +46,17 @@ class Keras(Ours):
         self.predict = jax.jit(lambda values, images: self.net.stateless_call(*values, images, training=False)[0])
 
     def logits(self) -> Any:
-        """Of the batch, as in evaluation."""
+        """Return the logits of the batch, in evaluation mode."""
         kinds = (self.net.trainable_variables, self.net.non_trainable_variables)
         return self.predict([[variable.value for variable in kind] for kind in kinds], self.batch["image"])
 
     def start_training(self) -> None:
-        """Compiles, in Keras' sense."""
+        """Call `compile` of Keras."""
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         self.net.compile(keras.optimizers.SGD(RATE, MOMENTUM), loss, jit_compile=True)
 
     def step(self) -> Any:
-        """One step: the logits, or the loss before the update."""
+        """Run one step; return the logits, or the loss before the update."""
         if self.cell.mode == "infer":
             return self.logits()
         return self.net.train_on_batch(self.batch["image"], self.batch["label"])

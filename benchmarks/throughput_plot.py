@@ -1,7 +1,9 @@
-"""Draws what benchmarks/throughput.py measured: python benchmarks/throughput_plot.py FILE.json FILE.png
+"""Draw the results of benchmarks/throughput.py.
 
-A panel for each cell, a bar for each arm: its images per second over those of the best of PyTorch's arms, the whiskers
-from the least to the greatest ratio of a round; the dashed line is where the matrix product's rate would be.
+    python benchmarks/throughput_plot.py FILE.json FILE.png
+
+Each cell has a panel, each arm a bar: its images per second over those of the fastest PyTorch arm. Whiskers show the
+smallest and the largest ratio of a round. The dashed line is the rate of the matrix product.
 """
 
 import itertools
@@ -18,21 +20,21 @@ LABELS = {
     "torch_compile": "torch.compile",
     "torch_compile_channels_last": "torch.compile, channels_last",
     "ours": "vgg_jax",
-    "plain": "vgg_jax, fast=False",
+    "plain": "vgg_jax, layers=PLAIN",
     "keras": "Keras on JAX",
 }
 
 
 def draw_cell(axes: Any, result: dict[str, Any]) -> None:
-    """One panel."""
+    """Draw one panel."""
     arms = {name: arm for name, arm in result["arms"].items() if "rounds" in arm}
     best = max((arm["images_per_second"], name) for name, arm in arms.items() if name.startswith("torch"))[1]
     reference = arms[best]
     for i, (name, arm) in enumerate(arms.items()):
         ratios = [a / b for a, b in zip(arm["rounds"], reference["rounds"], strict=True)]
         ratio = arm["images_per_second"] / reference["images_per_second"]
-        colour = "tab:red" if name == "ours" else "tab:blue" if name.startswith("torch") else "tab:gray"
-        axes.barh(i, ratio, color=colour)
+        color = "tab:red" if name == "ours" else "tab:blue" if name.startswith("torch") else "tab:gray"
+        axes.barh(i, ratio, color=color)
         axes.plot([min(ratios), max(ratios)], [i, i], color="black", linewidth=1)
         axes.text(max(ratio, *ratios) + 0.03, i, f"{arm['images_per_second']:.4g}/s", va="center", fontsize=7)
     ceiling = result["ceiling_flops"] / result["flops_per_image"] / reference["images_per_second"]
@@ -43,11 +45,11 @@ def draw_cell(axes: Any, result: dict[str, Any]) -> None:
     axes.set_xlim(0, 1.25 * max(widest, ceiling))
     axes.tick_params(axis="x", labelsize=8)
     axes.set_title(f"{result['cell']['name']}, batch {result['cell']['batch']}", fontsize=9)
-    axes.set_xlabel("images/s over the best of PyTorch's", fontsize=8)
+    axes.set_xlabel("images/s over the fastest PyTorch arm", fontsize=8)
 
 
 def main() -> None:
-    """Reads, draws and writes."""
+    """Read the file, draw the figure and write it."""
     source, target = sys.argv[1:]
     with open(source) as file:
         report = json.load(file)
@@ -65,8 +67,8 @@ def main() -> None:
     )
     figure.suptitle(
         f"{report['processor']}, {report['cores']} cores; JAX {report['versions']['jax']}, PyTorch "
-        f"{report['versions']['torch']}, Keras {report['versions']['keras']}; others took {load:.2f} cores\n"
-        "dashed: at the matrix product's rate; whiskers: the rounds' ratios",
+        f"{report['versions']['torch']}, Keras {report['versions']['keras']}; other processes used {load:.2f} cores\n"
+        "dashed: rate of the matrix product; whiskers: range of the rounds",
         fontsize=8,
     )
     figure.savefig(target, dpi=130)

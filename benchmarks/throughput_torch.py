@@ -41,7 +41,7 @@ class TorchEager:
         self.wait(None)
 
     def logits(self) -> Any:
-        """Of the batch, as in evaluation; not compiled where training is what is timed."""
+        """Return the logits of the batch, in evaluation mode; without torch.compile if training is timed."""
         training = self.net.training
         network = self.net.eval() if training else self.forward
         with torch.inference_mode(), self.cast():
@@ -50,12 +50,12 @@ class TorchEager:
         return logits
 
     def start_training(self) -> None:
-        """The optimizer."""
+        """Create the optimizer."""
         parameters = self.net.parameters()
         self.optimizer = torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
 
     def start_epochs(self) -> None:
-        """From now on a step takes its batch out of a shuffled epoch on the device, and augments it."""
+        """Make the next steps take their batches from a shuffled epoch on the device, and augment them."""
         pixels, labels = (torch.from_numpy(array).to(self.device) for array in noise_pixels(self.cell))
         pixels = pixels.permute(0, 3, 1, 2).contiguous()
         view = torch.compile(augment) if self.compiled else augment
@@ -69,7 +69,7 @@ class TorchEager:
         self.next_batch = functools.partial(next, batches())
 
     def step(self) -> Any:
-        """One step: the logits, or the loss before the update."""
+        """Run one step; return the logits, or the loss before the update."""
         if self.cell.mode == "infer":
             return self.logits()
         images, labels = self.next_batch()
@@ -81,41 +81,41 @@ class TorchEager:
         return loss.detach()
 
     def wait(self, result: Any) -> None:
-        """Until it is there."""
+        """Wait for a result."""
         if not self.on_cpu:
             torch.cuda.synchronize()
 
     def matrix_product(self, n: int) -> Any:
-        """A matrix, and the function that multiplies by it."""
+        """Return a matrix and the function that multiplies by it."""
         a = np.random.default_rng(0).standard_normal((n, n), np.float32) / n**0.5
         b = torch.from_numpy(a).to(self.device, getattr(torch, self.cell.dtype))
         return b, lambda c: c @ b
 
     def device_peak(self) -> int:
-        """Bytes of an accelerator; 0 on a CPU."""
+        """Return the peak memory of an accelerator in bytes; 0 on a CPU."""
         return 0 if self.on_cpu else torch.cuda.max_memory_allocated()
 
 
 class TorchChannelsLast(TorchEager):
-    """The same in memory format channels_last."""
+    """PyTorch eager in memory format channels_last."""
 
     channels_last = True
 
 
 class TorchCompile(TorchEager):
-    """The same under torch.compile."""
+    """PyTorch with torch.compile."""
 
     compiled = True
 
 
 class TorchCompileChannelsLast(TorchCompile):
-    """Both."""
+    """PyTorch with torch.compile, in memory format channels_last."""
 
     channels_last = True
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:
-    """The crop after padding by 4, the flip and the normalisation, of a uint8 batch at once."""
+    """Return a uint8 batch after padding by 4, random crop, random horizontal flip and normalization."""
     n, channels, size, _ = images.shape
     each = functools.partial(torch.arange, device=images.device)
     corners = torch.randint(0, 9, (2, n, 1, 1, 1), device=images.device)

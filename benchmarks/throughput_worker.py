@@ -1,6 +1,8 @@
-"""A process of benchmarks/throughput.py, from both sides: python -m benchmarks.throughput_worker ARM, which it starts.
+"""A process of benchmarks/throughput.py, from both sides.
 
-A question is a line of JSON on the standard input, an answer one on the standard output.
+    python -m benchmarks.throughput_worker ARM
+
+benchmarks/throughput.py starts it. A question is a line of JSON on standard input, an answer one on standard output.
 """
 
 import contextlib
@@ -20,11 +22,11 @@ from typing import IO, Any
 import numpy as np
 
 from benchmarks.throughput_cells import Cell
-from vgg_jax.allocator import keep_freed_memory
+from vgg_jax.runtime import keep_freed_memory
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-# Where each arm is. The first is what the others are compared with.
+# The class of each arm. The first is the reference for the others.
 ARMS = {
     "torch_eager": "throughput_torch.TorchEager",
     "torch_channels_last": "throughput_torch.TorchChannelsLast",
@@ -40,7 +42,7 @@ ARMS = {
 
 
 class Process:
-    """A worker, and the answers to questions."""
+    """A worker process, as the driver sees it."""
 
     def __init__(self, name: str, log: IO[str], environment: dict[str, str]) -> None:
         command = [sys.executable, "-m", "benchmarks.throughput_worker", name]
@@ -50,7 +52,7 @@ class Process:
         )
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """The answer; RuntimeError where there is none."""
+        """Send a command and return the answer; raise RuntimeError if there is none."""
         assert self.process.stdin and self.process.stdout
         try:
             print(json.dumps({"command": command, **arguments}), file=self.process.stdin, flush=True)
@@ -67,19 +69,19 @@ class Process:
         return answer
 
     def processor_seconds(self) -> float:
-        """What it has used of the cores."""
+        """Return the processor time that the process has used."""
         with open(f"/proc/{self.process.pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def close(self) -> None:
-        """Ends it."""
-        with contextlib.suppress(BrokenPipeError), self.process:  # which closes the pipes, and waits
+        """End the process."""
+        with contextlib.suppress(BrokenPipeError), self.process:  # closes the pipes, and waits
             pass
 
 
 def busy_seconds() -> float:
-    """What all processes have used of all cores."""
+    """Return the processor time that all processes have used."""
     with open("/proc/stat") as file:
         user, nice, system, _, _, *interrupts = (int(n) for n in file.readline().split()[1:9])
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
@@ -89,7 +91,7 @@ def busy_seconds() -> float:
 
 
 def memory(field: str) -> int:
-    """Bytes: VmRSS, what the process holds now, or VmHWM, the most it held; where the system says neither, the peak."""
+    """Return bytes: VmRSS, the resident memory now, or VmHWM, its peak; without /proc always the peak."""
     try:
         with open("/proc/self/status") as file:
             return int(re.findall(rf"{field}:\s+(\d+) kB", file.read())[0]) * 1024
@@ -98,27 +100,27 @@ def memory(field: str) -> int:
 
 
 def return_freed() -> None:
-    """Gives memory that is free, and that the allocator keeps, back to the system, where that is glibc's."""
+    """Return free memory that glibc's allocator keeps to the system; do nothing with another C library."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def forget_peak() -> None:
-    """VmHWM begins anew, where the system lets it."""
+    """Reset VmHWM, if the system allows it."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
 
 class Worker:
-    """Answers the driver."""
+    """The worker itself, which answers the driver."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.product: Any = None
 
     def prepare(self, cell: dict[str, Any], directory: str) -> dict[str, Any]:
-        """Loads, compiles and warms up; the logits go to a file, the losses of the first two steps are returned."""
+        """Load, compile and warm up; write the logits to a file, and return the losses of the first two steps."""
         module, _, arm_class = ARMS[self.name].partition(".")
         make = getattr(importlib.import_module(f"benchmarks.{module}"), arm_class)
         base = memory("VmRSS")
@@ -149,7 +151,7 @@ class Worker:
         }
 
     def _first_steps(self) -> tuple[list[float], list[Any]]:
-        """Three steps: what the first two take beyond the third is taken for compiling."""
+        """Run three steps; the time of the first two beyond that of the third counts as compilation."""
         seconds, results = [], []
         for _ in range(3):
             start = time.perf_counter()
@@ -159,9 +161,9 @@ class Worker:
         return seconds, results
 
     def time(self, steps: int) -> dict[str, float]:
-        """The seconds of so many steps, after one more. On a CPU each is waited for, as PyTorch does: none overlap."""
+        """Return the seconds of `steps` steps after one more. On a CPU wait for each, as PyTorch does: none overlap."""
         arm = self.arm
-        arm.wait(arm.step())  # what the process had in the caches is lost while the others run
+        arm.wait(arm.step())  # fills the caches again, which the other arms have used
         start = time.perf_counter()
         for _ in range(steps):
             result = arm.step()
@@ -171,7 +173,7 @@ class Worker:
         return {"seconds": time.perf_counter() - start}
 
     def matrix_product(self, n: int, seconds: float) -> dict[str, float]:
-        """FLOP/s of a chain of n x n products in the cell's dtype, over about so many seconds."""
+        """Return FLOP/s of a chain of n x n products in the cell's dtype, for about `seconds`."""
         if self.product is None:
             self.product = self.arm.matrix_product(n)
             self._multiply(2)
@@ -187,7 +189,7 @@ class Worker:
         return time.perf_counter() - start
 
     def memory(self) -> dict[str, int]:
-        """The most memory: of the process in two steps, of the accelerator since the start."""
+        """Return the peak memory: of the process in two steps, of the accelerator since the start."""
         self.product = None
         return_freed()
         forget_peak()
@@ -196,7 +198,7 @@ class Worker:
 
 
 def serve(name: str) -> None:
-    """Answers until the driver closes the input. What libraries print goes to the standard error."""
+    """Answer until the driver closes the input. Output of libraries goes to standard error."""
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     keep_freed_memory()

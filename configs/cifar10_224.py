@@ -1,10 +1,10 @@
-"""CIFAR-10 enlarged to 224x224 for the original VGG-16, as PyTorch tutorials train it.
+"""CIFAR-10 resized to 224x224 for the original VGG-16, as PyTorch tutorials train it.
 
-Source: the usual tutorial recipe: SGD with momentum 0.9, learning rate 0.01 divided by 10 every 30 epochs, weight decay
-5e-4, batch 32, mirrored images, hidden layers of 4096. Unlike the tutorials, GPU and TPU compute in bfloat16, for
-speed; --config.model.dtype=float32 follows them.
+Source: the common tutorial recipe: SGD with momentum 0.9, learning rate 0.01 divided by 10 every 30 epochs, weight
+decay 5e-4, batch 32, random horizontal flips, hidden layers of 4096. Unlike the tutorials, GPU and TPU compute in
+bfloat16 for speed (mixed precision); --config.model.dtype=float32 follows the tutorials.
 Command: python train.py --config configs/cifar10_224.py
-Cost: 50,000 images an epoch at the price of ImageNet's; meant for an accelerator.
+Cost: an image costs as much as one of ImageNet; meant for an accelerator.
 Result: not yet measured.
 """
 
@@ -12,6 +12,7 @@ from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 
 
 def get_config() -> Config:
+    """Return the configuration of the original VGG-16 on CIFAR-10 at 224x224."""
     return Config(
         model=ModelConfig(depth=16, batch_norm=False, pool_size=7, hidden=(4096, 4096), dtype="auto"),
         data=DataConfig(image_size=224, resize=224, pad=0),

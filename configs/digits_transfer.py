@@ -1,15 +1,17 @@
-"""Transfer on the embedded digits: features learned on 0 to 4, a new head on ten images each of 5 to 9.
+"""Transfer learning on the digits: frozen features trained on 0 to 4, a new head on ten images each of 5 to 9.
 
 Source: our own experiment. The head is that of configs/transfer.py.
 Command: python train.py --config configs/digits_transfer.py
          after python train.py --config configs/digits_features.py
-Cost and result: benchmarks/transfer.md.
+Cost: 100 steps; a step takes 0.34 times as long as one of the whole network (experiments/transfer.md).
+Result: 93.00 %, mean of five seeds; 87.78 % on random features (experiments/transfer.md).
 """
 
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 
 
 def get_config() -> Config:
+    """Return the configuration of a new head on frozen features, on the digits 5 to 9."""
     return Config(
         model=ModelConfig(depth=11, pool_after=(1, 2, 3, 4), pool_size=2, hidden=(4096, 1024)),
         data=DataConfig(

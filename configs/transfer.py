@@ -1,17 +1,19 @@
-"""Transfer: ImageNet's VGG-16 with a new head on CIFAR-10; its features stay as they are, the head learns with Adam.
+"""Transfer learning: ImageNet's VGG-16 with frozen features and a new head on CIFAR-10, trained by Adam.
 
-Source: the usual recipe of transfer-learning tutorials; the head is 4096, 1024 and one output for each class.
-Unlike the tutorials, GPU and TPU compute in bfloat16, for speed; --config.model.dtype=float32 follows them.
+Source: the common recipe of transfer-learning tutorials; the head has 4096, 1024 and one output for each class.
+Unlike the tutorials, GPU and TPU compute in bfloat16 for speed (mixed precision); --config.model.dtype=float32 follows
+the tutorials.
 Command: python train.py --config configs/transfer.py
-Cost: not yet measured; each step is the forward pass at 224x224, and the head.
-Result: not yet measured. For a transfer that needs no download, see configs/digits_transfer.py.
+Cost: not yet measured; a step is the forward pass at 224x224 and the training of the head.
+Result: not yet measured; configs/digits_transfer.py is a transfer that needs no download.
 """
 
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
-from vgg_jax.preprocess import IMAGENET
+from vgg_jax.data.preprocessing import IMAGENET
 
 
 def get_config() -> Config:
+    """Return the configuration of a new head on ImageNet's VGG-16, on CIFAR-10."""
     return Config(
         model=ModelConfig(depth=16, batch_norm=False, pool_size=7, hidden=(4096, 1024), dtype="auto"),
         data=DataConfig(image_size=224, resize=224, pad=0, mean=IMAGENET.mean, std=IMAGENET.std),

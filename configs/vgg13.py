@@ -1,7 +1,7 @@
 """VGG-13 (column B) with batch norm on CIFAR-10.
 
-Source: SGD, momentum 0.9, weight decay 5e-4, cosine decay from 0.1, pad-4 crop and flip: what the PyTorch CIFAR-10
-collections use. They publish, of test accuracy: 94.22 % (huyvnphan/PyTorch_CIFAR10).
+Source: SGD, momentum 0.9, weight decay 5e-4, cosine decay from 0.1, pad-4 crop and horizontal flip, as in the common
+PyTorch CIFAR-10 collections. They publish this test accuracy: 94.22 % (huyvnphan/PyTorch_CIFAR10).
 Command: python train.py --config configs/vgg13.py
 Cost: not yet measured.
 Result: not yet measured.
@@ -11,6 +11,7 @@ from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 
 
 def get_config() -> Config:
+    """Return the configuration of VGG-13 on CIFAR-10."""
     return Config(
         model=ModelConfig(depth=13),
         data=DataConfig(dataset="cifar10"),

@@ -1,4 +1,4 @@
-"""What all tests share: eight CPU devices, torchvision on a CPU build of PyTorch, and data sets written to disk."""
+"""Settings and fixtures of all tests: eight CPU devices, torchvision on a CPU build of PyTorch, small data sets."""
 
 import contextlib
 import importlib.metadata
@@ -10,10 +10,10 @@ import subprocess
 import sys
 import tempfile
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else XLA speaks of each program that it takes from the cache
-# Compiling takes most of the tests' time. LLVM's optimizations are off here: a step of VGG-11 then compiles in 3 s
-# instead of 12 s, and runs four times as long. XLA's older emitters take two thirds of the time, and end
-# with JAX 0.10. `XLA_FLAGS= pytest`, and the training of the digits, test programs that are compiled as for users.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # otherwise XLA logs each program that it loads from the cache
+# Compilation takes most of the tests' time. Without LLVM's optimizations a step of VGG-11 compiles in 3 instead of 12 s
+# and runs four times as long. XLA's older emitters compile in two thirds of the time; JAX 0.10 is the last version that
+# has them. `XLA_FLAGS= pytest`, and the training on the digits, test programs compiled as for users.
 if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     if importlib.metadata.version("jaxlib").startswith("0.10."):
@@ -21,6 +21,7 @@ if "XLA_FLAGS" not in os.environ:
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -31,9 +32,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 
 def pytest_configure(config):
-    """What one process of a run has compiled, the others, and the commands that they start, take from a cache.
+    """Share compiled programs between the processes of a run, and give each process its own cores.
 
-    And where there are several processes, each has its own cores: their threads in each other's way cost a tenth.
+    The commands that the tests start use the same cache. Without cores of their own, the threads of several processes
+    disturb each other, which costs a tenth of the time.
     """
     worker = getattr(config, "workerinput", None)
     if worker and hasattr(os, "sched_setaffinity"):
@@ -62,8 +64,16 @@ def x64():
 
 
 @pytest.fixture
+def without_jaxtyping():
+    """Suspend the check of the annotations, which refuses a wrong array before the network can."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
 def narrow(monkeypatch):
-    """Make the convolutions of all networks an eighth as wide, for properties that do not depend on the width.
+    """Give all networks an eighth of their channels, for properties that do not depend on the width.
 
     A training step of VGG-11 on 8 devices then takes 0.2 s instead of 9 s.
     """
@@ -72,19 +82,19 @@ def narrow(monkeypatch):
 
 @pytest.fixture
 def winograd(monkeypatch):
-    """Winograd's algorithm in layers of any size, for few are as large in tests as those for which it is meant.
+    """Use Winograd's algorithm in layers of any size, because few layers of the tests reach its threshold.
 
-    In bands where the map has several, and all else too as it is where there is one device, and not the tests' eight.
+    Maps with several bands are computed in bands, and everything as on one device instead of the tests' eight.
     """
-    monkeypatch.setattr("vgg_jax.convolution.SMALLEST_WORK", 0)
-    monkeypatch.setattr("vgg_jax.convolution.SMALLEST_BAND", 64)
+    monkeypatch.setattr("vgg_jax.ops.conv3x3.SMALLEST_WORK", 0)
+    monkeypatch.setattr("vgg_jax.ops.conv3x3.SMALLEST_BAND", 64)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """A TFDS data directory for the digits."""
-    from vgg_jax.data import digits
+    """Return a TFDS data directory that contains the digits."""
+    from vgg_jax.data.prepare import digits
 
     path = str(tmp_path_factory.mktemp("tfds"))
     digits.prepare(path)
@@ -97,23 +107,24 @@ import os
 import sys
 
 sys.path.insert(0, os.getcwd())
-import train
+from vgg_jax.cli import train
+from vgg_jax.training import loop
 
 for line in sys.stdin:
     if os.fork() == 0:
         sys.argv, errors = json.loads(line)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
-        sys.exit(train.main(sys.argv))
+        sys.exit(train.main())
     print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
 
 
 @pytest.fixture(scope="session")
 def run_fork(tmp_path_factory):
-    """A function that runs a command of `train.py` and returns its exit code and standard error.
+    """Return a function that runs a command of `train.py` and returns its exit code and standard error.
 
-    Each command has its own fork of one process that has imported the modules, which takes 3 s.
+    Each command runs in a fork of one process that has imported the modules; the import takes 3 s.
     """
     errors = tmp_path_factory.mktemp("forks") / "stderr"
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
@@ -130,7 +141,7 @@ def run_fork(tmp_path_factory):
 
 
 def random_variables(model, *image_shape):
-    """Variables as of a new network, for images of shape (H, W, C), by NumPy: JAX's draws compile for seconds."""
+    """Draw variables as in a new network for images (H, W, C), by NumPy because `model.init` compiles for seconds."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape), model.dtype))
     random = np.random.default_rng(0)
 
@@ -145,7 +156,7 @@ def random_variables(model, *image_shape):
 
 
 def relative_error(actual, expected):
-    """Norm of the difference over norm, over whole trees."""
+    """Return the norm of the difference of two trees, divided by the norm of the expected one."""
     actual, expected = (
         np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
         for tree in (actual, expected)
@@ -154,7 +165,7 @@ def relative_error(actual, expected):
 
 
 def write_tfds(data_dir, name, version, features, splits):
-    """Writes a TFDS data set in array_record format without TensorFlow; `splits` maps names to lists of examples."""
+    """Write a TFDS data set in array_record format without TensorFlow; `splits` maps names to lists of examples."""
     import tensorflow_datasets as tfds
 
     directory = os.path.join(data_dir, name, version)
@@ -170,17 +181,17 @@ def write_tfds(data_dir, name, version, features, splits):
 
 
 def write_cifar10(data_dir, num_train, num_test):
-    """A cifar10 3.0.2 of noise around one colour for each class."""
+    """Write a cifar10 3.0.2 whose images are noise around one color for each class."""
     import tensorflow_datasets as tfds
     from PIL import Image
 
     random = np.random.default_rng(0)
-    colours = random.integers(0, 256, (10, 1, 1, 3))
+    colors = random.integers(0, 256, (10, 1, 1, 3))
 
     def examples(split, count):
         for i in range(count):
             noise = random.integers(-60, 60, (32, 32, 3))
-            image = np.clip(colours[i % 10] + noise, 0, 255).astype(np.uint8)
+            image = np.clip(colors[i % 10] + noise, 0, 255).astype(np.uint8)
             yield {"image": Image.fromarray(image), "label": i % 10, "id": f"{split}_{i:05d}"}
 
     features = {
@@ -193,7 +204,7 @@ def write_cifar10(data_dir, num_train, num_test):
 
 
 def photographs(count, seed=0):
-    """Crops of odd sizes of scikit-learn's two photographs, as PIL images."""
+    """Return crops of odd sizes from the two photographs of scikit-learn, as PIL images."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -209,7 +220,7 @@ def photographs(count, seed=0):
 
 @contextlib.contextmanager
 def raises_user_error(*parts):
-    """Expects a UserError whose message has every part and one line for each problem."""
+    """Expect a UserError whose message contains every part."""
     from vgg_jax.errors import UserError
 
     with pytest.raises(UserError) as caught:

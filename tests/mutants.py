@@ -13,7 +13,7 @@ import tempfile
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
-GOLDEN = "tests/test_golden_curve.py"
+GOLDEN = "tests/training/test_golden_curve.py"
 
 
 class Mutant(NamedTuple):
@@ -29,15 +29,22 @@ class Mutant(NamedTuple):
 MUTANTS = [
     Mutant(
         "fc6 flattened in the wrong order",
-        "vgg_jax/weights.py",
+        "vgg_jax/weights/layouts.py",
         "lambda a: a.reshape(a.shape[0], -1, size, size).transpose(2, 3, 1, 0)",
         "lambda a: a.reshape(a.shape[0], size, size, -1).transpose(1, 2, 3, 0)",
     ),
-    Mutant("batch norm's momentum is 0.99", "vgg_jax/layers.py", "momentum: float = 0.9 ", "momentum: float = 0.99 "),
-    Mutant("batch norm's epsilon is 1e-3", "vgg_jax/layers.py", "epsilon: float = 1e-5", "epsilon: float = 1e-3"),
+    Mutant(
+        "batch norm's momentum is 0.99",
+        "vgg_jax/ops/normalization.py",
+        "momentum: float = 0.9 ",
+        "momentum: float = 0.99 ",
+    ),
+    Mutant(
+        "batch norm's epsilon is 1e-3", "vgg_jax/ops/normalization.py", "epsilon: float = 1e-5", "epsilon: float = 1e-3"
+    ),
     Mutant(
         "decay is not applied",
-        "vgg_jax/optimizer.py",
+        "vgg_jax/training/optimizer.py",
         "optax.add_decayed_weights(config.weight_decay,",
         "optax.add_decayed_weights(0.0,",
     ),
@@ -50,7 +57,7 @@ MUTANTS = [
     Mutant("no dropout in training", "vgg_jax/model.py", "deterministic=not train)(x)", "deterministic=True)(x)"),
     Mutant(
         "the data are not shuffled",
-        "vgg_jax/data/order.py",
+        "vgg_jax/data/sampler.py",
         'order = np.argsort(bits, kind="stable")',
         "order = np.arange(num_examples)",
     ),
@@ -62,59 +69,59 @@ MUTANTS = [
     ),
     Mutant(
         "a step that is not finite is not undone",
-        "vgg_jax/training.py",
+        "vgg_jax/training/step.py",
         "finite=finite.all()",
         "finite=True",
-        "tests/test_skipped_steps.py -k as_if_it_had_not_been",
+        "tests/training/test_skipped_steps.py -k leaves_state_unchanged",
     ),
     Mutant(
         "momentum is not undone",
-        "vgg_jax/optimizer.py",
+        "vgg_jax/training/optimizer.py",
         "functools.partial(jnp.where, finite)",
         "functools.partial(jnp.where, True)",
-        "tests/test_skipped_steps.py -k as_if_it_had_not_been",
+        "tests/training/test_skipped_steps.py -k leaves_state_unchanged",
     ),
     Mutant(
         "batch norm's statistics are not undone",
-        "vgg_jax/training.py",
+        "vgg_jax/training/state.py",
         "chosen.replace(step=state.step)",
         "chosen.replace(step=state.step, batch_stats=state.batch_stats)",
-        "tests/test_skipped_steps.py -k as_if_it_had_not_been",
+        "tests/training/test_skipped_steps.py -k leaves_state_unchanged",
     ),
     Mutant(
         "arrays are not compared with their checksums",
-        "vgg_jax/integrity.py",
+        "vgg_jax/training/checksums.py",
         "if saved.get(name) != found.get(name)]",
         "if False]",
-        "tests/test_checkpoint.py -k named",
+        "tests/training/test_checkpoints.py -k named",
     ),
     Mutant(
         "the metadata are not compared with their checksum",
-        "vgg_jax/integrity.py",
+        "vgg_jax/training/checksums.py",
         "if _digest(metadata) != expected:",
         "if False:",
-        "tests/test_checkpoint.py -k metadata",
+        "tests/training/test_checkpoints.py -k metadata",
     ),
     Mutant(
         "the directory is not locked",
-        "vgg_jax/run_directory.py",
+        "vgg_jax/training/run_directory.py",
         "lock.acquire()",
         "pass",
-        "tests/test_run_directory.py",
+        "tests/training/test_run_directory.py",
     ),
     Mutant(
         "the configuration is written before the checks",
-        "train.py",
+        "vgg_jax/training/loop.py",
         "write_config = stack.enter_context(open_run(workdir, config, allow_changes))",
         "(write_config := stack.enter_context(open_run(workdir, config, allow_changes)))()",
-        "tests/test_refusals.py -k depth",
+        "tests/training/test_refusals.py -k depth",
     ),
     Mutant(
         "damaged checkpoints are moved before the checks",
-        "vgg_jax/checkpoint.py",
-        "self._saving = False  # a save whose outcome is not known yet",
+        "vgg_jax/training/checkpoints.py",
+        "self._saving = False  # whether the outcome of a save is still unknown",
         "self._saving = bool(self._set_aside(dict.fromkeys(self._damaged, 'is damaged')))",
-        "tests/test_refusals.py -k arrays",
+        "tests/training/test_refusals.py -k arrays",
     ),
 ]
 

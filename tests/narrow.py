@@ -1,6 +1,6 @@
-"""Networks an eighth as wide as the paper's, for tests of properties that do not depend on the width.
+"""Networks with an eighth of the paper's channels, for tests of properties that do not depend on the width.
 
-`python tests/narrow.py ARGUMENTS` runs `train.py ARGUMENTS` with such networks: a step takes a few milliseconds.
+`python tests/narrow.py ARGUMENTS` runs `train.py ARGUMENTS` with such networks. A step takes a few milliseconds.
 """
 
 import pathlib
@@ -16,7 +16,7 @@ NARROW_TABLE = {
 }
 
 if __name__ == "__main__":
-    import train
+    from vgg_jax.cli import train
 
     TABLE_1.update(NARROW_TABLE)
-    sys.exit(train.main(sys.argv))
+    sys.exit(train.main())

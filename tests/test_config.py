@@ -1,26 +1,32 @@
-"""Every mistake in a configuration is found before the first step, in one line that says what is allowed."""
+"""Every mistake in a configuration is reported before the first step, in one line that names the accepted values."""
 
+import ast
 import dataclasses
 import importlib.util
 import pathlib
+import tomllib
 
 import jax
 import pytest
 
+import vgg_jax.config
+import vgg_jax.data.transforms
 from tests.conftest import raises_user_error
-from vgg_jax.config import Config, ModelConfig, check_field_name, create_model, field_names, validate
-from vgg_jax.run_directory import open_run, read_config, resolve_dtype
+from vgg_jax.config import Config, ModelConfig, check_field_name, field_names
+from vgg_jax.training.run_directory import open_run, read_config, resolve_dtype
+from vgg_jax.training.validation import check_config, create_model
 
-CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configs_are_valid_and_say_where_they_come_from(path):
+def test_shipped_configs_are_valid_and_documented(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    validate(config)
+    check_config(config)
     assert create_model(resolve_dtype(config).model).depth == config.model.depth
     for part in ("Source:", f"Command: python train.py --config configs/{path.name}", "Cost", "esult"):
         assert part in module.__doc__
@@ -37,7 +43,7 @@ def test_shipped_configs_are_valid_and_say_where_they_come_from(path):
         ("model.lrn", True, "config.model.lrn is column A-LRN: it needs depth 11, not 16"),
         ("model.hidden", ("a",), "config.model.hidden is ('a',); expected tuple[int, ...]"),
         ("model.dtype", "float8", "config.model.dtype is 'float8'; expected one of float32, bfloat16, float64"),
-        ("data.image_size", 16, "config.data.image_size is 16; expected at least 32, which the max pools"),
+        ("data.image_size", 16, "config.data.image_size is 16; expected at least 32, for the max pools"),
         ("data.train_view", "flip", "config.data.train_view is 'flip'; expected one of pad_crop, random_resized_crop"),
         ("data.mean", (0.5,), "config.data.mean is (0.5,); expected as many channels as config.data.std, 3"),
         ("optimizer.learning_rate", -1.0, "config.optimizer.learning_rate is -1.0; expected more than 0"),
@@ -54,7 +60,7 @@ def test_shipped_configs_are_valid_and_say_where_they_come_from(path):
         ("optimizer.schedule", "linear", "'linear'; expected one of constant, step, cosine"),
     ],
 )
-def test_wrong_values(name, value, line):
+def test_wrong_value_is_reported(name, value, line):
     config = Config()
     node = config
     *parents, field = name.split(".")
@@ -62,32 +68,34 @@ def test_wrong_values(name, value, line):
         node = getattr(node, parent)
     setattr(node, field, value)
     with raises_user_error(line):
-        validate(config)
+        check_config(config)
 
 
-def test_flips_that_alternate_need_flips():
+def test_alternating_flip_needs_flip():
     config = Config()
     config.data.flip, config.data.alternating_flip = False, True
-    with raises_user_error("config.data.alternating_flip is True; expected False where config.data.flip is"):
-        validate(config)
+    with raises_user_error("config.data.alternating_flip is True; expected False, because config.data.flip is False"):
+        check_config(config)
 
 
-def test_all_problems_at_once():
+def test_all_problems_are_reported_at_once():
     config = Config(batch_size=0, num_epochs=-1)
     config.model.depth = 15
     with raises_user_error("batch_size", "num_epochs", "depth") as _:
-        validate(config)
+        check_config(config)
 
 
-def test_a_typo_fails_at_construction_and_on_the_command_line():
+def test_unknown_field_is_refused_with_a_suggestion():
     with pytest.raises(TypeError, match="batchsize"):
         Config(batchsize=3)
     check_field_name("optimizer.learning_rate")
     with raises_user_error(
-        "config.optimizer.learning_rte is not a field; did you mean config.optimizer.learning_rate?"
+        "config.optimizer.learning_rte is not a field; expected one of ",
+        "optimizer.weight_decay",
+        "; did you mean config.optimizer.learning_rate?",
     ):
         check_field_name("optimizer.learning_rte")
-    with raises_user_error("config.xyz is not a field; Fields there: ", "batch_size"):
+    with raises_user_error("config.xyz is not a field; expected one of ", "batch_size"):
         check_field_name("xyz")
     with raises_user_error("config.model is not a field", "model.depth"):
         check_field_name("model")
@@ -106,7 +114,7 @@ def test_field_names_are_all_leaves():
 def test_auto_dtype_is_chosen_by_platform(platform, dtype, monkeypatch, capsys):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     config = Config(model=ModelConfig(dtype="auto"))
-    validate(config)
+    check_config(config)
     assert resolve_dtype(config) == Config(model=ModelConfig(dtype=dtype))
     assert capsys.readouterr().out == f"dtype {dtype} (chosen for {platform})\n"
     assert config.model.dtype == "auto"
@@ -125,7 +133,7 @@ def test_resumed_run_keeps_the_stored_dtype(platform, dtype, monkeypatch, capsys
     assert read_config(str(tmp_path)) == stored
 
 
-def test_explicit_bfloat16_on_cpu_is_called_slow(monkeypatch, capsys):
+def test_bfloat16_on_cpu_logs_a_warning(monkeypatch, capsys):
     config = Config(model=ModelConfig(dtype="bfloat16"))
     for platform in ("gpu", "cpu"):
         monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
@@ -133,6 +141,32 @@ def test_explicit_bfloat16_on_cpu_is_called_slow(monkeypatch, capsys):
     assert capsys.readouterr().out == "model.dtype=bfloat16 is slow on a CPU: use auto or float32\n"
 
 
-def test_model_of_an_unresolved_dtype_is_refused():
+def test_model_with_unresolved_dtype_is_refused():
     with raises_user_error("dtype is 'auto'; expected float32, bfloat16 or float64"):
         create_model(ModelConfig(dtype="auto"))
+
+
+def test_every_field_is_documented_beside_it():
+    """The page of the documentation that lists the fields is made of these comments."""
+    source = pathlib.Path(vgg_jax.config.__file__).read_text()
+    lines = source.splitlines()
+    fields = [
+        statement
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef)
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign)
+    ]
+    assert len(fields) == len(field_names()) + 3  # and model, data, optimizer
+    for field in fields:
+        assert "  # " in lines[field.lineno - 1], ast.unparse(field)
+
+
+def test_training_views_are_those_of_the_data():
+    assert vgg_jax.config.TRAIN_VIEWS == vgg_jax.data.transforms.TRAIN_VIEWS
+
+
+def test_wheel_has_every_package():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "vgg_jax").rglob("*.py")}
+    assert sorted(packages) == sorted({".".join(folder.parts) for folder in folders} | {"vgg_jax.configs"})

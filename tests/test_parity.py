@@ -1,4 +1,4 @@
-"""Logits agree with PyTorch's: torchvision's own eight networks, and the paper's other columns built here."""
+"""Logits against PyTorch's: torchvision's eight networks, and the paper's other columns, built here."""
 
 import jax
 import numpy as np
@@ -10,11 +10,11 @@ from tests.conftest import relative_error
 from vgg_jax import from_torch
 
 NETWORKS = [f"vgg{depth}{suffix}" for depth in (11, 13, 16, 19) for suffix in ("", "_bn")]
-# Every run has all networks with hidden layers 256 wide, and one at full width: 4096 wide they are nine tenths of the
-# weights, and half of the time. The grid has all of them at full width.
-FULL_WIDTH = [pytest.param(n, 4096, marks=() if n == "vgg16_bn" else pytest.mark.grid) for n in NETWORKS]
-SIZES = [(1, 224, 224), (2, 32, 32), (2, 65, 97)]  # of the batches: images, height, width
-# In float64 rounding alone gives about 3e-15. In float32 sums of up to 25,088 products in another order give 1e-6.
+# Every run tests all networks with hidden layers of width 256, and one with the full width of 4096: these layers are
+# nine tenths of the weights and half of the time. The slow runs test all networks with the full width.
+FULL_WIDTH = [pytest.param(n, 4096, marks=() if n == "vgg16_bn" else pytest.mark.slow) for n in NETWORKS]
+SIZES = [(1, 224, 224), (2, 32, 32), (2, 65, 97)]  # the batches: images, height, width
+# Rounding gives about 3e-15 in float64. In float32, sums of up to 25,088 products in another order give 1e-6.
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
 
 
@@ -28,7 +28,7 @@ def with_hidden(net, width):
 
 
 def randomize_statistics(net):
-    """Random running statistics, scales and biases: with a new network's zeros and ones, mistakes would not show."""
+    """Draw random running statistics, scales and biases: zeros and ones of a new network would hide mistakes."""
     generator = torch.Generator().manual_seed(1)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -43,7 +43,7 @@ def randomize_statistics(net):
 
 
 def compare(net, dtype, sizes=SIZES):
-    """Compares the logits at every size; returns our model."""
+    """Compare the logits at every size and return our model."""
     net = net.to(torch.float64 if dtype == np.float64 else torch.float32).eval()
     model, variables = from_torch(net.state_dict())
     apply = jax.jit(model.apply)
@@ -56,15 +56,15 @@ def compare(net, dtype, sizes=SIZES):
         assert logits.shape == expected.shape
         assert expected.std() > 0
         error = relative_error(logits, expected)
-        print(f"{size}: relative error {error:.1e}")  # shown by pytest -rP
+        print(f"{size}: relative error {error:.1e}")  # pytest -rP shows it
         assert error <= TOLERANCE[dtype], size
     return model
 
 
 def check_logits(name, width, torchvision, sizes=SIZES):
-    """In both dtypes, and at every one of the sizes."""
+    """Compare the logits of a network in both dtypes at every size."""
     torch.manual_seed(0)
-    # Random weights of PyTorch's own layers: torchvision's take twice as long to draw.
+    # The initial weights of PyTorch's layers: those of torchvision take twice as long to draw.
     net = with_hidden(getattr(torchvision.models, name)(weights=None, init_weights=False), width)
     net = randomize_statistics(net)
     for dtype in (np.float32, np.float64):
@@ -73,19 +73,19 @@ def check_logits(name, width, torchvision, sizes=SIZES):
 
 
 @pytest.mark.parametrize(("name", "width"), [*((name, 256) for name in NETWORKS), *FULL_WIDTH])
-def test_logits_of_torchvision(name, width, torchvision, x64):
+def test_logits_equal_torchvision(name, width, torchvision, x64):
     check_logits(name, width, torchvision)
 
 
 @pytest.mark.parametrize(
-    ("name", "width"), [("vgg11", 256), *(pytest.param(name, 4096, marks=pytest.mark.grid) for name in NETWORKS)]
+    ("name", "width"), [("vgg11", 256), *(pytest.param(name, 4096, marks=pytest.mark.slow) for name in NETWORKS)]
 )
-def test_logits_of_torchvision_by_winograds_algorithm(name, width, torchvision, x64, winograd):
+def test_logits_by_winograd_equal_torchvision(name, width, torchvision, x64, winograd):
     check_logits(name, width, torchvision, SIZES[2:])
 
 
 def sequential(lrn, conv1x1):
-    """Column A-LRN or C in PyTorch, read off Table 1 independently of our table; with narrow hidden layers."""
+    """Return column A-LRN or C in PyTorch with narrow hidden layers, from a copy of Table 1 of its own."""
     layers, channels = [], 3
     column_a = [[64], [128], [256, 256], [512, 512], [512, 512]]
     column_c = [[64, 64], [128, 128], [256, 256, 256], [512, 512, 512], [512, 512, 512]]
@@ -115,7 +115,7 @@ def sequential(lrn, conv1x1):
 
 
 @pytest.mark.parametrize("column", ["lrn", "conv1x1"])
-def test_columns_that_torchvision_lacks(column, x64):
+def test_columns_missing_in_torchvision_equal_pytorch(column, x64):
     torch.manual_seed(0)
     net = sequential(lrn=column == "lrn", conv1x1=column == "conv1x1")
     for dtype in (np.float32, np.float64):
@@ -123,7 +123,8 @@ def test_columns_that_torchvision_lacks(column, x64):
     assert (model.depth, model.lrn, model.conv1x1) == ((11, True, False) if column == "lrn" else (16, False, True))
 
 
-def test_changing_the_torch_network_in_place_changes_nothing_of_ours(torchvision):
+def test_variables_share_no_memory_with_torch(torchvision):
+    """PyTorch updates its weights in place, which must not change our variables."""
     torch.manual_seed(0)
     net = torchvision.models.vgg11_bn(weights=None)
     _, variables = from_torch(net.state_dict())
@@ -134,8 +135,8 @@ def test_changing_the_torch_network_in_place_changes_nothing_of_ours(torchvision
     assert jax.tree.all(jax.tree.map(np.array_equal, variables, before))
 
 
-def test_cifar_head_of_torch():
-    """`pool_size=1, hidden=()`, as in the CIFAR networks: features, global average, one linear layer."""
+def test_cifar_head_equals_torch():
+    """Networks for CIFAR have a global average and one linear layer: `pool_size=1, hidden=()`."""
     torch.manual_seed(0)
     features = sequential(lrn=False, conv1x1=True).features
 

@@ -1,7 +1,9 @@
-"""The configuration of a run: a tree of dataclasses, and every check that can be made before the first step.
+"""The configuration of a run: a tree of dataclasses, and the checks that need nothing but its values.
 
-Files under `configs/` build a `Config` in `get_config()`; `--config.optimizer.learning_rate=0.05` overrides a field.
-What follows from the fields is computed where it is needed, after the overrides, and never stored.
+A file under `configs/` builds a `Config` in `get_config()`; `--config.optimizer.learning_rate=0.05` overrides a field.
+Values that follow from the fields are computed on use, after the overrides, and never stored.
+
+The comment beside each field documents it: its meaning, the accepted values, and the meaning of 0 or of an empty value.
 """
 
 import dataclasses
@@ -12,7 +14,6 @@ import typing
 from typing import Any
 
 from vgg_jax.errors import UserError
-from vgg_jax.model import VGG
 
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "step", "cosine", "plateau")
@@ -22,116 +23,119 @@ CORRUPT_IMAGES = ("fail", "skip")
 DTYPES = ("float32", "bfloat16", "float64", "auto")
 
 
+# No run-time type check of these classes: a field of type float also takes an int.
+@typing.no_type_check
 @dataclasses.dataclass
 class ModelConfig:
-    """The fields of `vgg_jax.VGG`, with the head that suits small images."""
+    """The fields of `vgg_jax.VGG`; the defaults are VGG-16 with batch norm and the usual head for 32x32 images."""
 
-    depth: int = 16
-    batch_norm: bool = True
-    lrn: bool = False
-    conv1x1: bool = False
-    num_classes: int = 10
-    pool_size: int = 1
-    hidden: tuple[int, ...] = ()
-    pool_after: tuple[int, ...] = (1, 2, 3, 4, 5)
-    dropout_rate: float = 0.5
-    # The dtype of the computation; parameters are float32, or float64 with it. auto: bfloat16 on GPU and TPU, float32
-    # on a CPU. A run that is resumed keeps its dtype.
-    dtype: str = "float32"
-    remat: bool = False
+    depth: int = 16  # number of layers with weights: 11, 13, 16 or 19 (columns A, B, D and E of the paper)
+    batch_norm: bool = True  # batch norm after each convolution
+    lrn: bool = False  # local response normalization after conv1_1 (column A-LRN); needs depth 11
+    conv1x1: bool = False  # 1x1 kernels in the last convolution of stages 3 to 5 (column C); needs depth 16
+    num_classes: int = 10  # number of classes, the width of the last layer fc8
+    pool_size: int = 1  # side of the adaptive average pool's output before the head; 7 in the paper
+    hidden: tuple[int, ...] = ()  # widths of the hidden layers fc6 and fc7, at most two; (): only fc8
+    pool_after: tuple[int, ...] = (1, 2, 3, 4, 5)  # stages, from 1 to 5, that end in a max pool
+    dropout_rate: float = 0.5  # dropout rate after fc6 and fc7, at least 0 and below 1
+    dtype: str = "float32"  # computation: float32, bfloat16, float64; auto: bfloat16 on GPU and TPU, else float32
+    remat: bool = False  # rematerialization: recompute each stage in the backward pass to save memory
 
 
+@typing.no_type_check
 @dataclasses.dataclass
 class DataConfig:
-    """Which TFDS data set, and how its images become the network's input."""
+    """The data set, and the way from its images to the input of the network."""
 
-    dataset: str = "cifar10"  # TFDS's name, "digits", or a directory: of TFDS, or of images as SPLIT/CLASS/IMAGE
-    data_dir: str = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
-    train_split: str = "train"  # TFDS's notation: train[:90%] is the first part of it
-    eval_split: str = "test"
-    classes: tuple[int, ...] = ()  # only the images of these labels, which stay what they are; (): of all
-    images_per_class: int = 0  # so many training images of each class, drawn by the seed; 0: all
-    image_size: int = 32  # the side of the square input, in pixels
-    resize: int = 32  # test view: short side to `resize`, then the centre `image_size`
-    train_view: str = "pad_crop"  # of the test view, on the device; or random_resized_crop, scale_crop, on the host
-    pad: int = 4  # of pad_crop: pixels of zeros on each side
-    train_scale: tuple[int, ...] = (256, 512)  # of scale_crop: the short side S is drawn from the one to the other
-    flip: bool = True  # mirror half of the training images
-    alternating_flip: bool = False  # mirror each image in every other epoch, instead of by chance
-    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)  # per channel, of pixels in [0, 1]
-    std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
-    color_shift: float = 0.0  # standard deviation of the shift along the principal axes of RGB, times their eigenvalue
-    color_eigenvalues: tuple[float, ...] = (0.2175, 0.0188, 0.0045)  # of the covariance of RGB in [0, 1]: ImageNet's
-    color_eigenvectors: tuple[tuple[float, ...], ...] = (  # a row for each of R, G, B, a column for each eigenvalue
+    dataset: str = "cifar10"  # name in TFDS, "digits", or a directory: of TFDS, or with files SPLIT/CLASS/IMAGE
+    data_dir: str = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))  # directory of TFDS
+    train_split: str = "train"  # training split in the notation of TFDS, such as train[:90%]
+    eval_split: str = "test"  # evaluation split, likewise
+    classes: tuple[int, ...] = ()  # labels of the images to use, in rising order, unchanged; (): all images
+    images_per_class: int = 0  # number of training images of each class, drawn by the seed; 0: all images
+    image_size: int = 32  # side of the square input in pixels
+    resize: int = 32  # short side of the test view in pixels, before its center crop of image_size
+    train_view: str = "pad_crop"  # pad_crop, of the test view; random_resized_crop; scale_crop, as in the paper
+    pad: int = 4  # zero padding of pad_crop in pixels on each side
+    train_scale: tuple[int, ...] = (256, 512)  # smallest and largest short side S of scale_crop in pixels
+    flip: bool = True  # horizontal flip of half of the training images
+    alternating_flip: bool = False  # horizontal flip of each image in every other epoch, not at random; needs flip
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)  # mean of each channel, for pixels in [0, 1]
+    std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)  # standard deviation of each channel, for pixels in [0, 1]
+    color_shift: float = 0.0  # std of the random shift along the principal axes of RGB, in eigenvalues; 0: no shift
+    color_eigenvalues: tuple[float, ...] = (0.2175, 0.0188, 0.0045)  # of the covariance of RGB in [0, 1]
+    color_eigenvectors: tuple[tuple[float, ...], ...] = (  # rows for R, G and B, one column for each eigenvalue
         (-0.5675, 0.7192, 0.4009),
         (-0.5808, -0.0045, -0.8140),
         (-0.5836, -0.6948, 0.4203),
     )
-    corrupt_images: str = "fail"  # or skip: the next image takes the place of one that cannot be decoded
-    num_threads: int = 8  # that decode images
+    corrupt_images: str = "fail"  # fail: stop at an image that cannot be decoded; skip: use the next image instead
+    num_threads: int = 8  # number of threads that decode images
 
 
+@typing.no_type_check
 @dataclasses.dataclass
 class OptimizerConfig:
-    """SGD with momentum or Adam, as PyTorch's, and the learning rate's schedule."""
+    """SGD with momentum or Adam as in PyTorch, and the schedule of the learning rate."""
 
-    name: str = "sgd"  # or adam, with the usual moments of 0.9 and 0.999
-    learning_rate: float = 0.1
-    reference_batch_size: int = 0  # that learning_rate is for: it grows in proportion to batch_size; 0: it does not
-    momentum: float = 0.9  # of sgd
-    nesterov: bool = False  # of sgd
-    weight_decay: float = 5e-4
-    decayed: str = "all"  # which parameters decay: all; or kernels, neither biases nor batch norm
-    clip_norm: float = 0.0  # the gradient is scaled down to this global norm; 0: it is not
-    schedule: str = "cosine"  # to zero; step: times `step_factor` at each of `step_epochs`; plateau; constant
-    step_epochs: tuple[float, ...] = ()
-    step_factor: float = 0.1  # of plateau too: whenever `plateau_patience` evaluations have found no better accuracy
-    plateau_patience: int = 5
-    plateau_reductions: int = 3  # at most so many
-    warmup_epochs: float = 0.0  # the rate rises linearly from zero
-    ema_decay: float = 0.0  # of the moving average of the network, which is evaluated instead of it; 0: there is none
+    name: str = "sgd"  # optimizer: sgd, or adam with moments of 0.9 and 0.999
+    learning_rate: float = 0.1  # learning rate after the warm-up
+    reference_batch_size: int = 0  # batch size that learning_rate refers to (linear scaling rule); 0: no scaling
+    momentum: float = 0.9  # momentum of sgd, at least 0 and below 1
+    nesterov: bool = False  # Nesterov's momentum for sgd
+    weight_decay: float = 5e-4  # weight decay, added to the gradient as in PyTorch
+    decayed: str = "all"  # parameters that decay: all, or kernels (neither biases nor batch norm)
+    clip_norm: float = 0.0  # largest global norm of the gradient; larger gradients are scaled down; 0: no clipping
+    schedule: str = "cosine"  # learning rate: constant, step, cosine (to zero) or plateau
+    step_epochs: tuple[float, ...] = ()  # epochs at which the step schedule multiplies the rate by step_factor
+    step_factor: float = 0.1  # factor of the step and plateau schedules
+    plateau_patience: int = 5  # evaluations without a better accuracy after which plateau reduces the rate
+    plateau_reductions: int = 3  # largest number of reductions by plateau
+    warmup_epochs: float = 0.0  # epochs of linear warm-up from zero
+    ema_decay: float = 0.0  # decay of the exponential moving average that is evaluated; 0: evaluate the network itself
 
 
+@typing.no_type_check
 @dataclasses.dataclass
 class Config:
     """A whole run."""
 
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    batch_size: int = 128  # over all devices
-    accumulation_steps: int = 1  # parts that a batch comes in, one after the other, each a step: saves memory
-    eval_batch_size: int = 512
-    num_epochs: float = 200.0
-    shard_head: bool = False  # the fully connected layers lie in parts on the devices, not whole on each
-    flip_eval: bool = False  # evaluation averages the logits of each image and its mirror image
-    label_smoothing: float = 0.0  # of the training loss: so much of each label is spread over all classes
-    seed: int = 0  # of the initialisation, the order, the augmentation and dropout
-    init_from: str = ""  # a file of weights, a run's directory or a name of load_pretrained
-    init_layers: tuple[str, ...] = ("features",)  # that are taken from it: names of layers, "features", "head"
-    freeze: tuple[str, ...] = ()  # the layers that stay as they are, named likewise
-    max_skipped_steps: int = 10  # so many in a row, whose loss, gradient or statistics are not finite, end the run
-    log_every_steps: int = 50
-    eval_every_epochs: float = 1.0
-    checkpoint_every_epochs: float = 1.0
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)  # the network
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)  # the data
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)  # the optimizer
+    batch_size: int = 128  # batch size of an update, over all devices
+    accumulation_steps: int = 1  # micro-batches per update (gradient accumulation); saves memory
+    eval_batch_size: int = 512  # batch size of evaluation, over all devices
+    num_epochs: float = 200.0  # length of the run in epochs
+    shard_head: bool = False  # shard the dense layers over the devices instead of replicating them
+    flip_eval: bool = False  # evaluate the mean of the logits of each image and its horizontal flip
+    label_smoothing: float = 0.0  # part of each label that the training loss spreads over all classes
+    seed: int = 0  # seed of initialization, order of the data, augmentation and dropout
+    init_from: str = ""  # source of the initial layers: weights file, directory of a run, or pretrained name
+    init_layers: tuple[str, ...] = ("features",)  # layers taken from init_from: their names, "features" or "head"
+    freeze: tuple[str, ...] = ()  # layers that do not train, named likewise
+    max_skipped_steps: int = 10  # steps in a row skipped for values that are not finite, after which the run stops
+    log_every_steps: int = 50  # steps from one log line to the next
+    eval_every_epochs: float = 1.0  # epochs from one evaluation to the next
+    checkpoint_every_epochs: float = 1.0  # epochs from one checkpoint to the next
 
     @property
     def step_size(self) -> int:
-        """The examples of one step, over all devices: the batch size, or of a part of a batch."""
+        """Return the examples of one step over all devices: a batch, or a micro-batch."""
         return self.batch_size // self.accumulation_steps
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate for this batch size."""
+        """Return the learning rate for this batch size."""
         reference = self.optimizer.reference_batch_size or self.batch_size
         return self.optimizer.learning_rate * self.batch_size / reference
 
     def steps_per_epoch(self, num_examples: int) -> int:
-        """The steps of an epoch of so many examples, of which the last, incomplete batch is left out."""
+        """Return the steps of an epoch of `num_examples`, whose last, incomplete batch is dropped."""
         return num_examples // self.batch_size * self.accumulation_steps
 
     def num_steps(self, num_examples: int) -> int:
-        """The steps of the whole run."""
+        """Return the steps of the whole run with `num_examples` training examples."""
         return max(1, round(self.num_epochs * (num_examples // self.batch_size))) * self.accumulation_steps
 
 
@@ -140,20 +144,8 @@ def dtype_for(platform: str) -> str:
     return "bfloat16" if platform in ("gpu", "tpu") else "float32"
 
 
-def create_model(config: ModelConfig) -> VGG:
-    """Return the network of a configuration.
-
-    Raises:
-      UserError: if the dtype is still `auto`. `run_directory.resolve_dtype` replaces it.
-    """
-    if config.dtype == "auto":
-        raise UserError("dtype is 'auto'; expected float32, bfloat16 or float64: call resolve_dtype first")
-    param_dtype = "float64" if config.dtype == "float64" else "float32"
-    return VGG(**dataclasses.asdict(config), param_dtype=param_dtype)
-
-
 def field_names(config_class: Any = Config, prefix: str = "") -> list[str]:
-    """The names of all fields, as after `--config.` on the command line: optimizer.learning_rate, ..."""
+    """Return the names of all fields as after `--config.` on the command line, such as optimizer.learning_rate."""
     names = []
     for field in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(field.type):
@@ -164,37 +156,25 @@ def field_names(config_class: Any = Config, prefix: str = "") -> list[str]:
 
 
 def check_field_name(name: str) -> None:
-    """Raises UserError where `name` is no field, with the one that was probably meant."""
+    """Raise UserError if `name` is not a field; suggest the closest one."""
     names = field_names()
     if name in names:
         return
     siblings = [n for n in names if n.rpartition(".")[0] == name.rpartition(".")[0]]
     inside = [n for n in names if n.startswith(name + ".")]
     close = difflib.get_close_matches(name, names, n=1)
-    meant = f"did you mean config.{close[0]}? " if close else ""
-    raise UserError(f"config.{name} is not a field; {meant}Fields there: {', '.join(inside or siblings or names)}")
+    remedy = f"; did you mean config.{close[0]}?" if close else ""
+    raise UserError(f"config.{name} is not a field; expected one of {', '.join(inside or siblings or names)}{remedy}")
 
 
-def validate(config: Config) -> None:
-    """Checks all that can be known before data and devices are.
-
-    Raises:
-      UserError: with one line for each problem: what was found and what is allowed.
-    """
-    problems = _type_problems(config, "config")
-    if not problems:
-        problems = _value_problems(config)
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def _type_problems(node: Any, path: str) -> list[str]:
+def type_problems(node: Any, path: str = "config") -> list[str]:
+    """Return one line for each field with a value of a wrong type, or that is not finite."""
     problems = []
     for field in dataclasses.fields(node):
         value, where = getattr(node, field.name), f"{path}.{field.name}"
         if dataclasses.is_dataclass(field.type):
             if isinstance(value, typing.cast(type, field.type)):
-                problems += _type_problems(value, where)
+                problems += type_problems(value, where)
             else:
                 problems.append(f"{where} is {value!r}; expected a {typing.cast(type, field.type).__name__}")
         elif not _has_type(value, field.type):
@@ -217,15 +197,23 @@ def _has_type(value: Any, annotation: Any) -> bool:
     return type(value) is annotation
 
 
-def _is_scale(data: DataConfig) -> bool:
-    if data.train_view != "scale_crop":
-        return True
-    return len(data.train_scale) == 2 and data.image_size <= data.train_scale[0] <= data.train_scale[1]
+def value_problems(config: Config) -> list[str]:
+    """Return one line for each value that is not allowed, as far as no network is needed to tell."""
+    problems = []
+    for name, holds, expected in [*_run_checks(config), *_data_checks(config.data), *_optimizer_checks(config)]:
+        if not holds:
+            value: Any = config
+            for part in name.split("."):
+                value = getattr(value, part)
+            problems.append(f"config.{name} is {value!r}; expected {expected}")
+    return problems
 
 
-def _value_problems(config: Config) -> list[str]:
-    data, optimizer = config.data, config.optimizer
-    checks = [
+Check = tuple[str, bool, str]  # a field, whether its value is allowed, and what is expected
+
+
+def _run_checks(config: Config) -> list[Check]:
+    return [
         ("batch_size", config.batch_size > 0, "1 or more"),
         ("eval_batch_size", config.eval_batch_size > 0, "1 or more"),
         ("num_epochs", config.num_epochs > 0, "more than 0"),
@@ -237,7 +225,15 @@ def _value_problems(config: Config) -> list[str]:
         ("log_every_steps", config.log_every_steps > 0, "1 or more"),
         ("eval_every_epochs", config.eval_every_epochs > 0, "more than 0"),
         ("checkpoint_every_epochs", config.checkpoint_every_epochs > 0, "more than 0"),
+        ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
         ("model.dtype", config.model.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
+    ]  # fmt: skip
+
+
+def _data_checks(data: DataConfig) -> list[Check]:
+    scale = data.train_scale
+    rises = len(scale) == 2 and data.image_size <= scale[0] <= scale[1]
+    return [
         ("data.classes", data.classes == tuple(sorted(set(data.classes))), "labels in rising order"),
         ("data.images_per_class", data.images_per_class >= 0, "0 or more"),
         ("data.image_size", data.image_size > 0, "1 or more"),
@@ -246,14 +242,21 @@ def _value_problems(config: Config) -> list[str]:
         ("data.pad", data.pad >= 0, "0 or more"),
         ("data.std", all(s > 0 for s in data.std), "more than 0 for each channel"),
         ("data.mean", len(data.mean) == len(data.std), f"as many channels as config.data.std, {len(data.std)}"),
-        ("data.train_scale", _is_scale(data), f"two rising sides from config.data.image_size, {data.image_size}, on"),
-        ("data.alternating_flip", data.flip or not data.alternating_flip, "False where config.data.flip is"),
+        ("data.train_scale", rises or data.train_view != "scale_crop",
+         f"two rising sides of at least config.data.image_size, {data.image_size}"),
+        ("data.alternating_flip", data.flip or not data.alternating_flip, "False, because config.data.flip is False"),
         ("data.color_shift", data.color_shift >= 0, "0 or more"),
         ("data.color_eigenvalues", len(data.color_eigenvalues) == 3, "three"),
         ("data.color_eigenvectors", [len(row) for row in data.color_eigenvectors] == [3, 3, 3], "three rows of three"),
-        ("data.mean", len(data.mean) == 3 or not data.color_shift, "three channels, for config.data.color_shift"),
+        ("data.mean", len(data.mean) == 3 or not data.color_shift, "three channels for config.data.color_shift"),
         ("data.corrupt_images", data.corrupt_images in CORRUPT_IMAGES, f"one of {', '.join(CORRUPT_IMAGES)}"),
         ("data.num_threads", data.num_threads >= 0, "0 or more"),
+    ]  # fmt: skip
+
+
+def _optimizer_checks(config: Config) -> list[Check]:
+    optimizer = config.optimizer
+    return [
         ("optimizer.name", optimizer.name in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
         ("optimizer.learning_rate", optimizer.learning_rate > 0, "more than 0"),
         ("optimizer.reference_batch_size", optimizer.reference_batch_size >= 0, "0 or more"),
@@ -268,39 +271,5 @@ def _value_problems(config: Config) -> list[str]:
         ("optimizer.step_factor", optimizer.schedule != "plateau" or optimizer.step_factor < 1, "below 1 for plateau"),
         ("optimizer.plateau_patience", optimizer.plateau_patience > 0, "1 or more"),
         ("optimizer.plateau_reductions", optimizer.plateau_reductions >= 0, "0 or more"),
-        ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
         ("optimizer.warmup_epochs", 0 <= optimizer.warmup_epochs < config.num_epochs, "0 or more, below num_epochs"),
     ]  # fmt: skip
-    problems = []
-    for name, holds, allowed in checks:
-        if not holds:
-            value: Any = config
-            for part in name.split("."):
-                value = getattr(value, part)
-            problems.append(f"config.{name} is {value!r}; expected {allowed}")
-    try:
-        model = create_model(dataclasses.replace(config.model, dtype="float32"))  # whatever the dtype, the same layers
-    except ValueError as error:
-        problems.append(f"config.model.{error}")
-    else:
-        for field in ("init_layers", "freeze"):
-            try:
-                layers = model.layers_with_parameters(getattr(config, field))
-            except ValueError as error:
-                problems.append(f"config.{field}: {error}")
-            else:
-                if field == "freeze" and layers == model.layers_with_parameters(("features", "head")):
-                    problems.append("config.freeze has all layers; expected some that train")
-        if config.init_from and not problems:
-            taken, frozen = (model.layers_with_parameters(names) for names in (config.init_layers, config.freeze))
-            if not taken:
-                problems.append("config.init_layers is (); expected the layers to take from config.init_from")
-            if strangers := [layer for layer in frozen if layer not in taken]:
-                problems.append(f"config.freeze has {', '.join(strangers)}; expected layers of config.init_layers")
-        smallest = 2 ** len(model.pool_after)
-        if data.image_size < smallest:
-            problems.append(
-                f"config.data.image_size is {data.image_size}; expected at least {smallest}, "
-                f"which the max pools of config.model.pool_after need"
-            )
-    return problems

@@ -1,34 +1,42 @@
 """VGG: Table 1 of the paper, and a loop over it.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015
-(arXiv:1409.1556). Sizes, initialisation and batch norm are torchvision's.
+(arXiv:1409.1556). The initialization and batch norm follow torchvision.
 """
 
+import dataclasses
 import functools
 import operator
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
-from vgg_jax.convolution import Conv3x3
-from vgg_jax.layers import BatchNorm, adaptive_avg_pool, dense_product, local_response_norm, max_pool
+from vgg_jax.ops.conv3x3 import Conv3x3
+from vgg_jax.ops.dense import dense_product
+from vgg_jax.ops.normalization import BatchNorm, local_response_norm
+from vgg_jax.ops.pooling import adaptive_avg_pool, max_pool
 
-# Table 1: the convolutions of each stage, by their number of channels. Their kernels are 3x3, except that the last
-# one of stages 3 to 5 in column C is 1x1; column A-LRN normalises after conv1_1. A max pool ends each stage.
+# Table 1 of the paper: the output channels of the convolutions, by column and stage. A max pool ends each stage. The
+# kernels are 3x3, except that the last kernel of stages 3 to 5 in column C is 1x1. Column A-LRN is column A with local
+# response normalization after conv1_1.
+# fmt: off
 TABLE_1 = {
-    "A": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
-    "A-LRN": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
-    "B": ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
-    "C": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
-    "D": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
-    "E": ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512, 512, 512, 512)),
+    "A":     ((64,),    (128,),     (256, 256),           (512, 512),           (512, 512)),
+    "A-LRN": ((64,),    (128,),     (256, 256),           (512, 512),           (512, 512)),
+    "B":     ((64, 64), (128, 128), (256, 256),           (512, 512),           (512, 512)),
+    "C":     ((64, 64), (128, 128), (256, 256, 256),      (512, 512, 512),      (512, 512, 512)),
+    "D":     ((64, 64), (128, 128), (256, 256, 256),      (512, 512, 512),      (512, 512, 512)),
+    "E":     ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512, 512, 512, 512)),
 }
-COLUMNS = {11: "A", 13: "B", 16: "D", 19: "E"}
+# fmt: on
+COLUMNS = {11: "A", 13: "B", 16: "D", 19: "E"}  # by depth: the number of convolutions and dense layers
 
-WITH_PARAMETERS = ("conv", "bn", "dense")
+WITH_PARAMETERS = ("conv", "bn", "dense")  # kinds of layers
 
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 dense_init = nn.initializers.normal(0.01)
@@ -38,38 +46,79 @@ class Layer(NamedTuple):
     """One layer of a network."""
 
     kind: str  # conv, bn, relu, lrn, pool, dense or dropout
-    name: str  # the paper's: conv3_1
-    features: int = 0  # the output channels of a convolution or dense layer
-    kernel_size: int = 0  # of a convolution
+    name: str  # conv3_1, as in the paper
+    features: int = 0  # output channels of a convolution or dense layer
+    kernel_size: int = 0  # side of the kernel; of a dense layer as a convolution: 7 for fc6, 1 for fc7 and fc8
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """The implementations of a network's layers.
+
+    `model.clone(layers=dataclasses.replace(FAST, norm=...))` replaces one of them. Use a class or function at the top
+    level of a module, so that networks with equal fields are equal: `jax.jit` then does not trace again.
+
+    Attributes:
+      conv: called as conv(features, kernel_size, kernel_init=..., dtype=..., param_dtype=..., name=...)(x).
+      norm: called as norm(dtype=..., param_dtype=..., name=...)(x, use_running_average=...).
+      pool: called as pool(x), the 2x2 max pool of stride 2.
+      dense: called as dense(features, kernel_init=..., dtype=..., param_dtype=..., name=...)(x).
+    """
+
+    conv: Callable[..., Callable[..., jax.Array]]
+    norm: Callable[..., Callable[..., jax.Array]]
+    pool: Callable[[jax.Array], jax.Array]
+    dense: Callable[..., Callable[..., jax.Array]]
+
+
+def _fast_conv(features: int, kernel_size: tuple[int, int], **options: Any) -> Callable[..., jax.Array]:
+    return Conv3x3(features, **options) if kernel_size == (3, 3) else nn.Conv(features, kernel_size, **options)
+
+
+def _fast_dense(features: int, **options: Any) -> Callable[..., jax.Array]:
+    return nn.Dense(features, dot_general=dense_product, **options)
+
+
+def _plain_max_pool(x: jax.Array) -> jax.Array:
+    y: jax.Array = nn.max_pool(x, (2, 2), (2, 2))
+    return y
+
+
+def _average_pool(x: jax.Array) -> jax.Array:
+    y: jax.Array = nn.avg_pool(x, (2, 2), (2, 2))
+    return y
+
+
+# FAST has the operations of vgg_jax.ops, which are faster on a CPU. PLAIN has those of Flax, which compile faster and
+# have a forward-mode derivative (`jax.jvp`). Both give the same results up to rounding.
+FAST = Layers(conv=_fast_conv, norm=BatchNorm, pool=max_pool, dense=_fast_dense)
+PLAIN = Layers(conv=nn.Conv, norm=BatchNorm, pool=_plain_max_pool, dense=nn.Dense)
 
 
 class VGG(nn.Module):
-    """A network of the paper, as a map from images to logits.
+    """A network of the paper: a map from images (N, H, W, C) to logits (N, num_classes).
 
-    Call with images (N, H, W, C), float and already normalised, any C, H and W at least 2 ** len(pool_after); returns
-    logits (N, num_classes) in at least float32. `train=True` uses the batch's statistics and dropout: pass
-    `rngs={"dropout": key}` and `mutable=["batch_stats"]`.
-
-    Layers are named as in the paper: conv1_1, bn1_1, relu1_1, pool1, ..., pool5, fc6, relu6, fc7, relu7, fc8.
+    Layers are named as in the paper: conv1_1, bn1_1, relu1_1, pool1, ..., pool5, fc6, relu6, fc7, relu7, fc8. `stages`
+    and `head` are the only description of the layers. Weights, dense evaluation, freezing and sharding read it.
 
     Raises:
-      ValueError: where a field, or the size of the images, is not one of those allowed.
+      ValueError: if a field has a value that is not allowed.
     """
 
-    depth: int = 16  # 11, 13, 16, 19: columns A, B, D, E
-    batch_norm: bool = False  # after every convolution
-    lrn: bool = False  # with depth 11: column A-LRN
-    conv1x1: bool = False  # with depth 16: column C
-    num_classes: int | None = 1000  # None: no last layer, the output is the representation
-    pool_size: int = 7  # the adaptive average pool's output, pool_size x pool_size
-    hidden: tuple[int, ...] = (4096, 4096)  # the widths of fc6 and fc7; () has fc8 only
-    pool_after: tuple[int, ...] = (1, 2, 3, 4, 5)  # the stages that end in a max pool
-    dropout_rate: float = 0.5  # after fc6 and fc7
-    dtype: Any = jnp.float32  # of the computation
-    param_dtype: Any = jnp.float32
-    remat: bool = False  # recompute each stage in the backward pass, to save memory
-    fast: bool = True  # convolutions and max pools of vgg_jax's own; False: XLA's, which jax.jvp can differentiate too
-    head_sharding: jax.sharding.Sharding | None = None  # how the inputs of fc6 to fc8 lie on devices: vgg_jax.parallel
+    depth: int = 16  # 11, 13, 16 or 19: column A, B, D or E
+    batch_norm: bool = False  # batch norm after every convolution
+    lrn: bool = False  # column A-LRN, with depth 11
+    conv1x1: bool = False  # column C, with depth 16
+    num_classes: int | None = 1000  # None: no fc8, the output is the representation
+    pool_size: int = 7  # height and width of the adaptive average pool's output
+    hidden: tuple[int, ...] = (4096, 4096)  # widths of fc6 and fc7; (): fc8 is the only dense layer
+    pool_after: tuple[int, ...] = (1, 2, 3, 4, 5)  # stages that end in a max pool
+    dropout_rate: float = 0.5  # rate of the dropout after fc6 and fc7
+    dtype: Any = jnp.float32  # dtype of the computation
+    param_dtype: Any = jnp.float32  # dtype of the parameters
+    remat: bool = False  # rematerialization: recompute each stage in the backward pass to save memory
+    layers: Layers = FAST  # implementations of the layers
+    head_sharding: jax.sharding.Sharding | None = None  # sharding of the dense layers' inputs over devices
 
     def __post_init__(self) -> None:
         classes = self.num_classes
@@ -91,20 +140,24 @@ class VGG(nn.Module):
         super().__post_init__()
 
     @property
+    def column(self) -> str:
+        """Return the network's column of Table 1."""
+        return "A-LRN" if self.lrn else "C" if self.conv1x1 else COLUMNS[self.depth]
+
+    @property
     def stages(self) -> list[list[Layer]]:
-        """The convolutional part: the layers of each of the five stages, in order."""
-        column = "A-LRN" if self.lrn else "C" if self.conv1x1 else COLUMNS[self.depth]
+        """Return the layers of each of the five convolutional stages, in order."""
         stages = []
-        for s, widths in enumerate(TABLE_1[column], 1):
+        for s, widths in enumerate(TABLE_1[self.column], 1):
             layers = []
             for i, features in enumerate(widths, 1):
-                kernel_size = 1 if column == "C" and i == 3 else 3
+                kernel_size = 1 if self.column == "C" and i == 3 else 3
                 layers.append(Layer("conv", f"conv{s}_{i}", features, kernel_size))
                 if self.batch_norm:
                     layers.append(Layer("bn", f"bn{s}_{i}"))
                 layers.append(Layer("relu", f"relu{s}_{i}"))
-                if column == "A-LRN" and s == 1:
-                    layers.append(Layer("lrn", "lrn1"))
+            if self.column == "A-LRN" and s == 1:
+                layers.append(Layer("lrn", "lrn1"))
             if s in self.pool_after:
                 layers.append(Layer("pool", f"pool{s}"))
             stages.append(layers)
@@ -112,67 +165,86 @@ class VGG(nn.Module):
 
     @property
     def head(self) -> list[Layer]:
-        """The fully connected part, after the adaptive pool, in order."""
-        layers = []
+        """Return the layers of the fully connected part, which follows the adaptive pool, in order."""
+        layers: list[Layer] = []
         for i, features in enumerate(self.hidden, 6):
-            layers += [Layer("dense", f"fc{i}", features), Layer("relu", f"relu{i}"), Layer("dropout", f"drop{i}")]
+            size = 1 if layers else self.pool_size
+            layers += [Layer("dense", f"fc{i}", features, size), Layer("relu", f"relu{i}")]
+            layers += [Layer("dropout", f"drop{i}")]
         if self.num_classes is not None:
-            layers.append(Layer("dense", "fc8", self.num_classes))
+            layers.append(Layer("dense", "fc8", self.num_classes, 1 if layers else self.pool_size))
         return layers
 
     @property
+    def head_layers(self) -> tuple[str, ...]:
+        """Return the names of the head's layers with parameters, in order."""
+        return tuple(layer.name for layer in self.head if layer.kind in WITH_PARAMETERS)
+
+    @property
     def layer_names(self) -> list[str]:
-        """The names of all layers, in order."""
+        """Return the names of all layers, in order."""
         return [layer.name for part in (*self.stages, self.head) for layer in part]
 
     def layers_with_parameters(self, names: Collection[str]) -> list[str]:
-        """The convolutions, batch norms and dense layers that `names` mean, in order.
+        """Return the convolutions, batch norms and dense layers that `names` refer to, in order.
 
         Args:
-          names: names of such layers; `features` means all those of the convolutional part, `head` the others.
+          names: names of such layers. `features` refers to all of the convolutional part, `head` to all of the head.
 
         Raises:
-          ValueError: where a name is none of these.
+          ValueError: if a name is none of these.
         """
-        parts = {"features": [layer for stage in self.stages for layer in stage], "head": self.head}
-        groups = {part: [x.name for x in layers if x.kind in WITH_PARAMETERS] for part, layers in parts.items()}
+        features = [layer.name for stage in self.stages for layer in stage if layer.kind in WITH_PARAMETERS]
+        groups = {"features": features, "head": list(self.head_layers)}
         known = groups["features"] + groups["head"]
         unknown = [name for name in names if name not in groups and name not in known]
         if unknown:
             raise ValueError(f"found no layer {', '.join(unknown)} with parameters; expected some of "
                              f"{', '.join([*groups, *known])}")  # fmt: skip
-        meant = {layer for name in names for layer in groups.get(name, [name])}
-        return [layer for layer in known if layer in meant]
+        selected = {layer for name in names for layer in groups.get(name, [name])}
+        return [layer for layer in known if layer in selected]
 
     @nn.compact
     def __call__(
         self,
-        images: jax.Array,
+        images: Float[Array | np.ndarray, "n h w c"],
         train: bool = False,
         last_layer: str | None = None,
         average_pool: bool = False,
         frozen: Collection[str] = (),
-    ) -> jax.Array:
-        """From images (N, H, W, C) to logits (N, num_classes), as the class says.
+    ) -> Float[Array, "n *output"]:
+        """Return the logits of images.
 
-        Computes up to and including `last_layer`, if one is named; `average_pool` averages where the network takes
-        maxima; the layers `frozen` (as for `layers_with_parameters`) work as in evaluation whatever `train` says:
-        batch norm keeps its running statistics. The output of every layer computed is sown, by its name, into
-        `intermediates/outputs`.
+        The output of every layer is sown into `intermediates/outputs` under the layer's name.
+
+        Args:
+          images: (N, H, W, C), floats, already normalized. C is arbitrary; H and W are at least 2 ** len(pool_after).
+          train: use dropout and the statistics of the batch; pass `rngs={"dropout": key}` and
+            `mutable=["batch_stats"]`.
+          last_layer: the last layer to compute; by default all are computed.
+          average_pool: take averages instead of maxima in the pools of the stages.
+          frozen: names of layers that behave as in evaluation even if `train` is True, so that batch norm keeps its
+            running statistics; see `layers_with_parameters`.
+
+        Returns:
+          Logits (N, num_classes), or the output of `last_layer`, in at least float32.
+
+        Raises:
+          ValueError: if the images have a wrong shape or dtype.
         """
-        self._check(images)
+        self._check_images(images)
         names = self.layer_names
         frozen = self.layers_with_parameters(frozen)
         computed = set(names if last_layer is None else names[: names.index(last_layer) + 1])
 
-        def run(self: "VGG", x: jax.Array, layers: list[Layer]) -> jax.Array:
+        def run(self: VGG, x: jax.Array, layers: list[Layer]) -> jax.Array:
             for layer in layers:
                 if layer.name in computed:
                     x = self._apply_layer(layer, x, train and layer.name not in frozen, average_pool)
                     self.sow("intermediates", "outputs", {layer.name: x}, init_fn=dict, reduce_fn=operator.or_)
             return x
 
-        x = images.astype(self.dtype)
+        x = jnp.asarray(images, self.dtype)
         for stage in self.stages:
             run_stage = functools.partial(run, layers=stage)
             x = (nn.remat(run_stage) if self.remat else run_stage)(self, x)
@@ -185,31 +257,28 @@ class VGG(nn.Module):
         options: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype, name=layer.name)
         match layer.kind:
             case "conv":
-                size = layer.kernel_size
-                if size == 3 and self.fast:
-                    return Conv3x3(layer.features, conv_init, **options)(x)
-                return nn.Conv(layer.features, (size, size), kernel_init=conv_init, **options)(x)
+                kernel_size = (layer.kernel_size, layer.kernel_size)
+                return self.layers.conv(layer.features, kernel_size, kernel_init=conv_init, **options)(x)
             case "bn":
-                return BatchNorm(**options)(x, use_running_average=not train)
+                return self.layers.norm(**options)(x, use_running_average=not train)
             case "relu":
                 return nn.relu(x)
             case "lrn":
                 return local_response_norm(x)
             case "pool":
-                if self.fast and not average_pool:
-                    return max_pool(x)
-                return (nn.avg_pool if average_pool else nn.max_pool)(x, (2, 2), (2, 2))
+                return _average_pool(x) if average_pool else self.layers.pool(x)
             case "dense":
+                dense = self.layers.dense
                 if self.head_sharding is not None:
                     x = jax.lax.with_sharding_constraint(x, self.head_sharding)
-                elif self.fast:
-                    options["dot_general"] = dense_product
-                return nn.Dense(layer.features, kernel_init=dense_init, **options)(x)
+                    dense = nn.Dense  # because dense_product splits the kernel's rows, which the devices already share
+                return dense(layer.features, kernel_init=dense_init, **options)(x)
             case "dropout":
-                return nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+                y: jax.Array = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+                return y
         raise AssertionError(layer.kind)
 
-    def _check(self, images: jax.Array) -> None:
+    def _check_images(self, images: Array | np.ndarray) -> None:
         smallest = 2 ** len(self.pool_after)
         if images.ndim != 4 or min(images.shape[1:3]) < smallest:
             raise ValueError(
@@ -217,4 +286,4 @@ class VGG(nn.Module):
                 f"which {len(self.pool_after)} max pools need"
             )
         if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(f"images are {images.dtype}; expected floats, already normalised")
+            raise ValueError(f"images are {images.dtype}; expected floats; normalize them first")

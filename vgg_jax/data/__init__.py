@@ -1,1 +1,1 @@
-"""Data: TFDS records to batches of uint8 images on the devices, and their augmentation there."""
+"""Data: records on disk become batches of uint8 images on the devices, which augment and normalize them."""

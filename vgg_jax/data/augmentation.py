@@ -1,22 +1,66 @@
-"""What the devices do to uint8 images inside the step: crop, flip, normalise. Randomness comes from the key alone."""
+"""Augmentation and normalization of uint8 images on the devices, inside the training step.
+
+The random numbers depend on the key alone.
+"""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from vgg_jax.config import DataConfig
+Batch = dict[str, jax.Array]  # image and label
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """The augmentation of a training batch.
+
+    The color shift's default axes are those of ImageNet's RGB values in [0, 1]. They have one row for each of R, G and
+    B, and one column for each eigenvalue.
+    """
+
+    mean: tuple[float, ...]  # of each channel, for pixels in [0, 1]
+    std: tuple[float, ...]
+    pad: int = 0  # zeros on each side of the image before the random crop; 0 disables the crop
+    flip: bool = False  # horizontal flip with probability 0.5
+    color_shift: float = 0.0  # standard deviation of the factors of the eigenvalues; 0 disables the shift
+    color_eigenvalues: tuple[float, ...] = (0.2175, 0.0188, 0.0045)
+    color_eigenvectors: tuple[tuple[float, ...], ...] = (
+        (-0.5675, 0.7192, 0.4009),
+        (-0.5808, -0.0045, -0.8140),
+        (-0.5836, -0.6948, 0.4203),
+    )
 
 
 def random_crop(key: jax.Array, images: jax.Array, pad: int) -> jax.Array:
-    """Each image shifted by -pad to pad pixels in both directions, filled with zeros: (N, H, W, C) to the same."""
+    """Shift each image by -pad to pad pixels in both directions and fill the border with zeros.
+
+    Args:
+      key: key of the random offsets.
+      images: (N, H, W, C) of any dtype.
+      pad: largest shift in pixels.
+
+    Returns:
+      The shifted images, (N, H, W, C) in the dtype of `images`.
+    """
     n, *shape = images.shape
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     corners = jax.random.randint(key, (n, 2), 0, 2 * pad + 1)
     return jax.vmap(lambda image, corner: lax.dynamic_slice(image, (corner[0], corner[1], 0), shape))(padded, corners)
 
 
-def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Each image mirrored left to right with probability one half."""
+def random_horizontal_flip(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Flip each image horizontally with probability 0.5.
+
+    Args:
+      key: key of the random choices.
+      images: (N, H, W, C) of any dtype.
+
+    Returns:
+      The images, (N, H, W, C) in the dtype of `images`.
+    """
     flip = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
     return jnp.where(flip, images[:, :, ::-1], images)
 
@@ -28,32 +72,62 @@ def color_shift(
     eigenvalues: tuple[float, ...],
     eigenvectors: tuple[tuple[float, ...], ...],
 ) -> jax.Array:
-    """AlexNet's shift of each image's RGB, in units of pixels in [0, 1]: (N, 1, 1, 3) float32.
+    """Draw AlexNet's color shift of each image.
 
-    Along each principal axis of RGB (a column of `eigenvectors`) by its eigenvalue times a normal number with standard
-    deviation `std`. Source: A. Krizhevsky et al., "ImageNet Classification with Deep CNNs", 2012, section 4.1.
+    The shift along each principal axis of RGB is the axis's eigenvalue times a normal number.
+
+    Args:
+      key: key of the random numbers.
+      num_images: number N of images.
+      std: standard deviation of the normal numbers.
+      eigenvalues: the three eigenvalues of the covariance of RGB values in [0, 1].
+      eigenvectors: three rows of three; the columns are the principal axes.
+
+    Returns:
+      The shifts of RGB values in [0, 1], (N, 1, 1, 3) float32.
+
+    Source: A. Krizhevsky et al., "ImageNet Classification with Deep CNNs", 2012, section 4.1.
     """
     alphas = std * jax.random.normal(key, (num_images, 3))
     shift = (alphas * jnp.array(eigenvalues)) @ jnp.array(eigenvectors).T
     return shift[:, None, None].astype(jnp.float32)
 
 
-def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """(image / 255 - mean) / std per channel: uint8 to float32."""
-    return (images.astype(jnp.float32) / 255 - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)
+def normalize(images: jax.Array | np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """Return (images / 255 - mean) / std.
+
+    Args:
+      images: (..., C) uint8.
+      mean: mean of each channel, for pixels in [0, 1].
+      std: standard deviation of each channel, for pixels in [0, 1].
+
+    Returns:
+      The normalized images, (..., C) float32.
+    """
+    return (jnp.asarray(images, jnp.float32) / 255 - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)
 
 
-def augment(key: jax.Array, images: jax.Array, config: DataConfig) -> jax.Array:
-    """A training batch, (N, H, W, C) uint8 to float32: random crop, random flip, colour shift, normalisation."""
+def augment(key: jax.Array, batch: Batch, options: Augmentation) -> Batch:
+    """Augment and normalize a training batch: random crop, horizontal flip, normalization, color shift.
+
+    Args:
+      key: key of all random numbers.
+      batch: `image` (N, H, W, C) uint8, `label` (N,) int32.
+      options: the augmentation.
+
+    Returns:
+      The batch with `image` (N, H, W, C) float32; all other entries are unchanged.
+    """
     crop_key, flip_key, color_key = jax.random.split(key, 3)
-    if config.train_view == "pad_crop" and config.pad:
-        images = random_crop(crop_key, images, config.pad)
-    if config.flip and not config.alternating_flip:  # which the loader does
-        images = random_flip(flip_key, images)
-    normalized = normalize(images, config.mean, config.std)
-    if config.color_shift:
+    images = batch["image"]
+    if options.pad:
+        images = random_crop(crop_key, images, options.pad)
+    if options.flip:
+        images = random_horizontal_flip(flip_key, images)
+    normalized = normalize(images, options.mean, options.std)
+    if options.color_shift:
         shift = color_shift(
-            color_key, len(images), config.color_shift, config.color_eigenvalues, config.color_eigenvectors
+            color_key, len(images), options.color_shift, options.color_eigenvalues, options.color_eigenvectors
         )
-        normalized += shift / jnp.array(config.std, jnp.float32)
-    return normalized
+        normalized += shift / jnp.array(options.std, jnp.float32)
+    return {**batch, "image": normalized}

@@ -1,0 +1,80 @@
+"""The settings of the process: the allocator and the compilation cache."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from vgg_jax import runtime
+from vgg_jax.runtime import configure, keep_freed_memory, use_compilation_cache
+
+PAGES = 2**28 // 4096  # pages of the array below
+# The system provides pages at the first write and counts a fault for each; huge pages cause fewer faults.
+CODE = """
+import importlib.metadata, resource, sys
+importlib.metadata.entry_points = lambda **group: ()  # hide plug-ins that are installed here
+import jax, jax.numpy as jnp
+from vgg_jax.runtime import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+program = jax.jit(lambda x: (x @ x.T).sum())  # the product is a temporary array of 2**28 bytes
+x = jnp.ones((2**13, 8))
+counts = []
+for _ in range(3):
+    program(x).block_until_ready()
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(counts[2] - counts[1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are those of the GNU C library's allocator")
+def test_second_run_of_a_program_takes_no_new_pages():
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", CODE, how], check=True, capture_output=True, text=True).stdout)
+        for how in ("keep", "return")
+    }
+    assert faults["keep"] < PAGES / 10
+    assert faults["return"] > PAGES / 2  # otherwise keep_freed_memory is not needed any more
+
+
+def test_allocator_is_unchanged_with_an_accelerator(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [f"a plug-in of {group}"])
+    assert not keep_freed_memory()
+
+
+@pytest.fixture
+def updates(monkeypatch):
+    """Return the settings of JAX that a test changes; JAX itself keeps its own."""
+    settings = {}
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
+    return settings
+
+
+def test_all_programs_are_cached_in_the_home_directory(updates):
+    use_compilation_cache()
+    assert updates == {
+        "jax_compilation_cache_dir": os.path.join(os.path.expanduser("~"), ".cache", "vgg_jax", "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+
+
+def test_variables_of_the_environment_override_the_cache(updates, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "2")
+    use_compilation_cache()
+    assert not updates
+
+
+def test_configure_sets_the_allocator_and_the_cache(updates, monkeypatch):
+    calls = []
+    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: calls.append("keep"))
+    configure()
+    assert calls == ["keep"]
+    assert "jax_compilation_cache_dir" in updates

@@ -1,0 +1,59 @@
+"""`build` makes what a run trains with, so that benchmarks and experiments need no wiring of their own."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from vgg_jax.training import loop
+from vgg_jax.training.metric_writer import read_metrics
+from vgg_jax.training.sharding import AXIS
+
+pytestmark = pytest.mark.usefixtures("narrow")
+
+
+@pytest.fixture
+def mesh():
+    return Mesh(np.array(jax.devices()[:1]), (AXIS,))
+
+
+@pytest.fixture
+def config(data_dir):
+    """An epoch of zeros and ones in nine steps."""
+    data = DataConfig(dataset="digits", data_dir=data_dir, classes=(0, 1), mean=(0.3,), std=(0.3,))
+    return Config(
+        model=ModelConfig(depth=11, pool_after=(1, 2, 3, 4)),
+        data=dataclasses.replace(data, image_size=16, resize=16, pad=2),
+        optimizer=OptimizerConfig(learning_rate=0.01, ema_decay=0.9),
+        batch_size=32,
+        num_epochs=3 / 9,
+        log_every_steps=1,
+    )
+
+
+def test_built_run_trains_as_the_command_does(config, mesh, monkeypatch, tmp_path):
+    monkeypatch.setattr(loop, "make_mesh", lambda: mesh)
+    assert loop.train_and_evaluate(config, str(tmp_path)) == 0
+    expected = [line["loss"] for line in read_metrics(str(tmp_path / "metrics.jsonl")) if line["kind"] == "train"]
+
+    run = loop.build(config, mesh)
+    state, losses = run.new_state(), []
+    for batch in run.train_loader.train_batches(config.seed, config.step_size, range(run.num_steps)):
+        state, metrics = run.train_step(state, batch, run.step_key)
+        losses.append(float(metrics["loss"]))
+    assert losses == expected
+    assert len(losses) == 3
+
+
+def test_built_run_counts_steps(config, mesh):
+    config = dataclasses.replace(
+        config, num_epochs=2, accumulation_steps=2, eval_every_epochs=0.5, checkpoint_every_epochs=0.01
+    )
+    run = loop.build(config, mesh)
+    assert (run.steps_per_epoch, run.num_steps, run.eval_every, run.checkpoint_every) == (18, 36, 9, 1)
+    assert run.image_shape == (16, 16, 1)
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), run.shapes)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), run.new_state()) == shapes

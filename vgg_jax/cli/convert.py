@@ -1,0 +1,62 @@
+"""Convert weights from one file format to another.
+
+    python -m vgg_jax convert SOURCE TARGET [--check]
+
+SOURCE is a pretrained network's name, a .pth, .safetensors or Keras .h5 file, or a run's directory. TARGET ends in
+.safetensors or .pth. Depth, batch norm, classes and head are read off the source. With --check, the command also loads
+the target into torchvision's network and compares the logits.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import jax
+
+from vgg_jax.data.preprocessing import IMAGENET
+from vgg_jax.errors import UserError, report_mistakes
+from vgg_jax.network import load
+from vgg_jax.runtime import configure
+from vgg_jax.weights.formats import check_target, load_file
+from vgg_jax.weights.verification import error_against_torchvision
+
+
+def convert(source: str, target: str, check: bool) -> int:
+    """Read `source`, write `target`, and compare logits on request; return the exit code."""
+    if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
+        raise UserError(f"{target} is the source itself; expected another file: choose another target")
+    check_target(target)
+    net = load(source)
+    net.save(target)
+    model = net.model
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(net.variables["params"]))
+    print(
+        f"{target}: VGG-{model.depth}{' with batch norm' if model.batch_norm else ''}, {model.num_classes} classes, "
+        f"{parameters:,} parameters"
+    )
+    if not target.endswith(".safetensors") and net.preprocessing != IMAGENET:
+        print(f"note: a .pth file cannot hold the preprocessing {net.preprocessing}; a .safetensors file can")
+    if check:
+        written = load_file(target)
+        error = error_against_torchvision(written.model, written.variables)
+        print(f"logits against torchvision's: relative error {error:.1e}")
+        if not error < 1e-5:  # float32 sums in another order give 1e-6
+            print("expected less than 1e-5: the weights do not give the same network", file=sys.stderr)
+            return 1
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="vgg-jax convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "source", help="a pretrained network's name, a .pth, .safetensors or .h5 file, or a run's directory"
+    )
+    parser.add_argument("target", help="a .safetensors or .pth file")
+    parser.add_argument("--check", action="store_true", help="compare the logits with torchvision's")
+    arguments = parser.parse_args(argv)
+    configure()
+    return report_mistakes("convert", lambda: convert(arguments.source, arguments.target, arguments.check))

@@ -1,0 +1,115 @@
+"""Evaluate a network by the protocols of the paper.
+
+    python -m vgg_jax evaluate (--workdir RUN | --weights FILE|NAME) [...]
+
+  center_crop        one crop, as the network was trained; not a protocol of the paper
+  dense              Table 3: the whole image at one scale, and its horizontal flip
+  multi_scale        Table 4: the same at three scales
+  multi_crop         Table 5: 5x5 crops and their horizontal flips at three scales, 150 crops in all
+  dense+multi_crop   Table 5: the mean of the posteriors of multi_scale and multi_crop
+  all                all of these
+
+Prints top-1 and top-5 error, on ImageNet with the figures of the paper. Saves the posteriors as PROTOCOL.npz in the
+run's directory or in --output. `--fuse FILE FILE ...` averages the saved posteriors of several networks without
+evaluating them again.
+"""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from vgg_jax.config import DataConfig
+from vgg_jax.console import log
+from vgg_jax.errors import UserError, report_mistakes, require
+from vgg_jax.evaluation.protocols import PROTOCOLS
+from vgg_jax.evaluation.results import Result, draw_confusion, fused, published_figure, scales, table
+from vgg_jax.runtime import configure
+
+
+def evaluate(options: argparse.Namespace) -> list[tuple[Result, str]]:
+    """Evaluate one network by the requested protocols, and save the posteriors.
+
+    Returns:
+      The results, each with the paper's figure or "".
+
+    Raises:
+      UserError: if the weights, the data or the scales cannot be used.
+    """
+    # Imported here, because --fuse and --help need none of these, and the data set's libraries take seconds.
+    from vgg_jax.evaluation.posteriors import evaluate_split
+    from vgg_jax.network import load
+
+    data, split = _open_data(options)
+    net = load(options.workdir or options.weights)
+    net.check_preprocessing()
+    train_scale, single, multi = scales(data, net.preprocessing.resize)
+    if options.scales:
+        single, multi = options.scales[0], tuple(options.scales)
+    protocols = PROTOCOLS if options.protocol == "all" else (options.protocol,)
+    results = []
+    for result in evaluate_split(
+        *(net.model, net.variables, net.preprocessing, split, protocols),
+        *((train_scale, single, multi), options.batch_size),
+    ):
+        folder = options.output or os.path.join(options.workdir or "", "posteriors")
+        path = os.path.join(folder, f"{result.protocol}.npz")
+        result.save(path)
+        log(f"posteriors of {len(split):,} images: {path}")
+        results.append((result, published_figure(result)))
+    return results
+
+
+def _open_data(options: argparse.Namespace) -> tuple[DataConfig, Any]:
+    """Return the data configuration of the run, changed by the options, and the split to evaluate."""
+    from absl import logging
+
+    from vgg_jax.data.dataset import open_split
+    from vgg_jax.training.run_directory import read_config
+
+    logging.set_verbosity(logging.ERROR)  # TFDS logs what this command reports
+    if options.workdir:
+        data = read_config(options.workdir).data
+        data = dataclasses.replace(data, dataset=options.dataset or data.dataset)
+    else:
+        data = DataConfig(options.dataset or "imagenet2012", eval_split="validation")
+    data = dataclasses.replace(data, data_dir=options.data_dir or data.data_dir)
+    split = open_split(
+        data.dataset, options.split or data.eval_split, data_dir=data.data_dir, class_split=data.train_split
+    )
+    return data, split.select(data.classes)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="vgg-jax evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", help="a run of train.py, whose data set and scales are the defaults")
+    source.add_argument("--weights", help="a file of weights or a pretrained network's name")
+    source.add_argument("--fuse", nargs="+", metavar="FILE", help="average saved posteriors instead")
+    parser.add_argument("--protocol", choices=(*PROTOCOLS, "all"), default="center_crop", help="(default: %(default)s)")
+    parser.add_argument("--scales", type=int, nargs="+", help="test scales Q (default: the paper's for S)")
+    parser.add_argument("--dataset", help="as config.data.dataset (default: the run's, or imagenet2012)")
+    parser.add_argument("--split", help="(default: the run's, or validation)")
+    parser.add_argument("--data-dir", help="TFDS's data directory")
+    parser.add_argument("--batch-size", type=int, default=16, help="images of one size together (default: %(default)s)")
+    parser.add_argument("--output", metavar="DIR", help="folder of the posteriors (default: posteriors, in the run's)")
+    parser.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix and the worst classes")
+    options = parser.parse_args(argv)
+    configure()
+
+    def run() -> int:
+        if options.batch_size < 1:
+            raise UserError(f"--batch-size is {options.batch_size}; expected 1 or more")
+        if options.confusion:
+            require("matplotlib", "train")  # now, because the evaluation before the drawing can take hours
+        results = [fused(options.fuse)] if options.fuse else evaluate(options)
+        print(table(results))
+        if options.confusion:
+            draw_confusion(results[-1][0], options.confusion)
+        return 0
+
+    return report_mistakes("evaluate", run)

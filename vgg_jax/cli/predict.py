@@ -1,0 +1,65 @@
+"""Name what is in images.
+
+    python -m vgg_jax predict --weights vgg16_bn|FILE|RUN IMAGE... [--top 5] [--json]
+
+Each IMAGE is a file (JPEG, PNG, WebP, ...) or a folder of files. Prints the most probable classes of each image. A file
+that is not an image is reported on standard error, the others are still answered, and the exit code is 1.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from vgg_jax.errors import UserError, report_mistakes
+from vgg_jax.network import Prediction, find_images, load
+from vgg_jax.runtime import configure
+from vgg_jax.weights.download import NAMES
+
+
+def as_json(prediction: Prediction) -> dict[str, Any]:
+    """Return what --json prints: {"image": path, "predictions": [{"class", "name", "probability"}, ...]}.
+
+    If the image cannot be read, "error" replaces "predictions".
+    """
+    if prediction.error:
+        return {"image": prediction.image, "error": prediction.error}
+    classes = zip(prediction.labels, prediction.names, prediction.probabilities, strict=True)
+    return {
+        "image": prediction.image,
+        "predictions": [{"class": label, "name": name, "probability": p} for label, name, p in classes],
+    }
+
+
+def run(weights: str, images: list[str], top: int, as_lines: bool) -> int:
+    """Print the predictions of the images; return the exit code: 1 if an image cannot be read."""
+    if top < 1:
+        raise UserError(f"--top is {top}; expected 1 or more")
+    files = [path for path, _ in find_images(images)]  # before the weights, which take seconds to load
+    failed = 0
+    for prediction in load(weights).iter_predictions(files, top):
+        failed += prediction.error is not None
+        if as_lines:
+            print(json.dumps(as_json(prediction)))
+        elif prediction.error:
+            print(prediction.error, file=sys.stderr)
+        else:
+            print(prediction.image)
+            for name, probability in zip(prediction.names, prediction.probabilities, strict=True):
+                print(f"  {probability:7.2%}  {name}")
+    return 1 if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="vgg-jax predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", required=True, help=f"one of {', '.join(NAMES)}, a file, or a run's directory")
+    parser.add_argument("--top", type=int, default=5, help="number of classes (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each image")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file or a folder of files")
+    arguments = parser.parse_args(argv)
+    configure()
+    return report_mistakes("predict", lambda: run(arguments.weights, arguments.images, arguments.top, arguments.json))

@@ -1,0 +1,73 @@
+"""Paint one image in the style of another.
+
+    python -m vgg_jax style-transfer CONTENT STYLE OUT [--weights vgg19]
+
+Adam changes the pixels until their activations at one layer match those of CONTENT, and their Gram matrices at five
+layers match those of STYLE. Gatys, Ecker and Bethge, "Image Style Transfer Using Convolutional Neural Networks",
+CVPR 2016.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+
+from vgg_jax.data.image_files import read_image
+from vgg_jax.errors import UserError, report_mistakes
+from vgg_jax.features.style_transfer import style_transfer
+from vgg_jax.network import load
+from vgg_jax.runtime import configure
+
+
+def run(content: str, style: str, out: str, weights: str, size: int, steps: int, style_weight: float) -> int:
+    """Check the arguments, write the picture, and return the exit code."""
+    folder, suffix = os.path.dirname(out) or ".", os.path.splitext(out)[1].lower()
+    checks = [
+        (f"--size is {size}; expected at least 32 pixels, which five max pools need", size >= 32),
+        (f"--steps is {steps}; expected 1 or more", steps >= 1),
+        (f"--style-weight is {style_weight}; expected 0 or more, and finite", 0 <= style_weight < math.inf),
+        (f"{out} ends in {suffix!r}; expected an image's suffix, as .png", suffix in PIL.Image.registered_extensions()),
+        (f"{folder}, the folder of {out}, does not exist; create it first", os.path.isdir(folder)),
+    ]
+    if problems := [problem for problem, holds in checks if not holds]:
+        raise UserError("\n".join(problems))
+    net = load(weights)
+    net.check_preprocessing()
+    preprocessing = net.preprocessing
+    images = [read_image(path, lambda image: preprocessing.uncropped(image, size))[None] for path in (content, style)]
+    image = style_transfer(net.model, net.variables, images[0], images[1], style_weight, steps)
+    try:
+        preprocessing.to_image(np.asarray(image[0])).save(out)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {out}: {error}; choose another file") from None
+    print(out)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="vgg-jax style-transfer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("content", help="the image whose content to keep")
+    parser.add_argument("style", help="the image whose style to take")
+    parser.add_argument("out", help="the picture to write")
+    parser.add_argument(
+        "--weights",
+        default="vgg19",
+        help="a pretrained network's name, a file, or a run's directory (default: %(default)s)",
+    )
+    parser.add_argument("--size", type=int, default=256, help="short side of both images (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="steps of Adam (default: %(default)s)")
+    parser.add_argument(
+        "--style-weight",
+        type=float,
+        default=100.0,
+        help="weight of the style; the content's is 1 (default: %(default)s)",
+    )
+    arguments = parser.parse_args(argv)
+    configure()
+    return report_mistakes("style-transfer", lambda: run(**vars(arguments)))

@@ -1,0 +1,242 @@
+"""One split of a data set, read by random access and without TensorFlow: an index becomes a uint8 image and a label."""
+
+import contextlib
+import dataclasses
+import io
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from vgg_jax.data import image_files, transforms
+from vgg_jax.data.image_folder import FolderRecords
+from vgg_jax.data.prepare import catalog
+from vgg_jax.data.sampler import permutation
+from vgg_jax.data.transforms import Views
+from vgg_jax.errors import UserError, first_line, require
+
+
+class CorruptImageError(UserError):
+    """An image that cannot be decoded."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a data set: `len(split)` examples, each read and decoded on request."""
+
+    name: str  # DATASET/SPLIT, for messages
+    records: Any  # a sequence of dicts with `image` (encoded) and `label`; its locate(index) names a record's place
+    num_classes: int
+    channels: int
+    views: Views
+
+    def select(self, classes: Sequence[int], per_class: int = 0, seed: int = 0) -> "Split":
+        """Return the split of some examples, in their order.
+
+        Args:
+          classes: labels of the examples to keep; empty keeps all classes.
+          per_class: number of examples of each class, drawn at random; 0 keeps all.
+          seed: seed of the draw.
+
+        Raises:
+          UserError: if a class is unknown or has too few examples.
+        """
+        if not classes and not per_class:
+            return self
+        labels = np.array([self.records[i]["label"] for i in range(len(self))])
+        chosen: list[int] = []
+        for label in classes or range(self.num_classes):
+            (found,) = np.nonzero(labels == label)
+            if len(found) < max(per_class, 1):
+                raise UserError(
+                    f"{self.name} has {len(found)} examples of class {label}; expected at least {max(per_class, 1)}; "
+                    "change config.data.classes or config.data.images_per_class"
+                )
+            chosen += list(found[permutation(seed, label, len(found))[: per_class or None]])
+        return dataclasses.replace(self, records=_Selection(self.records, np.sort(chosen)))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def view_bytes(self) -> int:
+        """Return the size of one view in bytes."""
+        return self.views.image_size**2 * self.channels
+
+    @property
+    def random_views(self) -> bool:
+        """Return whether the host draws the training views; otherwise the device draws them from test views."""
+        return self.views.train_view != "pad_crop"
+
+    def test_view(self, index: int) -> tuple[np.ndarray, np.int32]:
+        """Return the test view of an example, (image_size, image_size, C) uint8, and its label.
+
+        Raises:
+          CorruptImageError: if the image cannot be decoded.
+          UserError: if the record cannot be read, or if the label is not one of the classes.
+        """
+        data, label = self._read(index)
+        with self._names_corrupt_image(index):
+            image = image_files.to_mode(PIL.Image.open(io.BytesIO(data)), self._mode)
+        resized = image_files.resize_short_side(image, self.views.resize)
+        return image_files.center_crop(resized, self.views.image_size), label
+
+    def random_view(self, index: int, seed: int, position: int) -> tuple[np.ndarray, np.int32]:
+        """Return the training view that the host draws, and the label.
+
+        Args:
+          index: the example.
+          seed: seed of the run.
+          position: place of the example in the run; each place has its own random numbers.
+
+        Returns:
+          The view, (image_size, image_size, C) uint8, and the label. Equal arguments give equal views.
+
+        Raises:
+          CorruptImageError, UserError: as `test_view`.
+        """
+        pixels, label = self.pixels(index)
+        size = self.views.image_size
+        if self.views.train_view == "scale_crop":
+            smallest, largest = self.views.train_scale
+            return transforms.scale_crop(pixels, size, smallest, largest, seed, position), label
+        return transforms.random_resized_crop(pixels, size, seed, position), label
+
+    def image(self, index: int) -> tuple[PIL.Image.Image, np.int32]:
+        """Return the whole image as a PIL image without the file's metadata, and the label; raise as `test_view`."""
+        pixels, label = self.pixels(index)
+        return PIL.Image.fromarray(pixels[..., 0] if self.channels == 1 else pixels), label
+
+    def pixels(self, index: int) -> tuple[np.ndarray, np.int32]:
+        """Return the whole image, (H, W, C) uint8, and the label; raise as `test_view`."""
+        data, label = self._read(index)
+        with self._names_corrupt_image(index):
+            return transforms.decode(data, self._mode), label
+
+    @property
+    def _mode(self) -> str:
+        return "L" if self.channels == 1 else "RGB"
+
+    def _read(self, index: int) -> tuple[bytes, np.int32]:
+        record = self.records[int(index)]
+        label = record["label"]
+        if not 0 <= label < self.num_classes:
+            raise UserError(
+                f"{self.name}, example {index}, {self.records.locate(index)}: label {label}; "
+                f"expected 0 to {self.num_classes - 1}; correct the label or prepare the data set again"
+            )
+        return record["image"], np.int32(label)
+
+    @contextlib.contextmanager
+    def _names_corrupt_image(self, index: int) -> Iterator[None]:
+        """Raise CorruptImageError with the example's name if the body cannot decode its image."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+            record = self.records[int(index)]
+            name = record.get("file_name", record.get("id", ""))
+            name = name.decode() if isinstance(name, bytes) else name
+            raise CorruptImageError(
+                f"{self.name}, example {index}{name and f' ({name})'}, {self.records.locate(index)}: "
+                f"the image cannot be decoded: {first_line(error)}"
+            ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Selection:
+    """Some records of a source, in their order."""
+
+    records: Any
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.records[int(self.indices[index])]
+
+    def locate(self, index: int) -> str:
+        return str(self.records.locate(int(self.indices[index])))
+
+
+def open_split(
+    dataset: str,
+    split: str,
+    views: Views = Views(),  # noqa: B008 (Views is immutable)
+    *,
+    data_dir: str,
+    class_split: str = "train",
+) -> Split:
+    """Open one split of a data set; prepare the data set first if that needs no TensorFlow.
+
+    Args:
+      dataset: name of a TFDS data set, or a directory of a TFDS data set or of images as SPLIT/CLASS/IMAGE.
+      split: name of the split; for TFDS also a part of a split, such as `train[:90%]`.
+      views: test view and training view of the images.
+      data_dir: TFDS's data directory.
+      class_split: split whose folders define the classes, for a directory of images.
+
+    Raises:
+      UserError: if the data set or the split is missing, empty, or not in array_record format.
+    """
+    directory = os.path.expanduser(dataset)
+    if catalog.is_directory(dataset) and not os.path.exists(os.path.join(directory, "dataset_info.json")):
+        folder = FolderRecords(directory, split, class_split)
+        return Split(f"{dataset}/{split}", folder, len(folder.classes), 3, views)
+
+    data_dir = os.path.expanduser(data_dir)
+    if dataset in catalog.NAMES and "://" not in data_dir:  # a bucket is only read
+        catalog.prepare(dataset, data_dir)
+    builder = catalog.open_prepared(dataset, data_dir)
+    splits = builder.info.splits
+    try:
+        empty = splits[split].num_examples <= 0
+    except (KeyError, ValueError):  # no such split, or no such part of a split
+        empty = True
+    if empty:
+        found = ", ".join(f"{name} ({s.num_examples})" for name, s in splits.items())
+        raise UserError(f"split {split!r} of {builder.info.full_name} is missing or empty; found {found}")
+    features = builder.info.features
+    if "image" not in features or "label" not in features or not getattr(features["label"], "num_classes", None):
+        raise UserError(
+            f"{builder.info.full_name} has {', '.join(features)}; expected `image` and `label`, one of several classes"
+        )
+    tfds = require("tensorflow_datasets", "train")
+    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    return Split(
+        name=f"{dataset}/{split}",
+        records=_ArrayRecords(source, splits[split].file_instructions),
+        num_classes=features["label"].num_classes,
+        channels=features["image"].shape[-1],
+        views=views,
+    )
+
+
+class _ArrayRecords:
+    """The records of a split in array_record files, and the place of each."""
+
+    def __init__(self, source: Any, files: Sequence[Any]) -> None:
+        self._source, self._files = source, files
+        self._ends = np.cumsum([file.examples_in_shard if file.take == -1 else file.take for file in files])
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self._source[index]
+        except Exception as error:  # array_record raises several kinds; TFDS raises others if the bytes are no example
+            raise UserError(
+                f"{self.locate(index)} cannot be read, the file is damaged: {first_line(error)}; "
+                "prepare the data set again, or copy the file from another machine"
+            ) from None
+
+    def locate(self, index: int) -> str:
+        """Return the file of a record and the record's place in it."""
+        i = int(np.searchsorted(self._ends, index, "right"))
+        first = self._ends[i - 1] if i else 0
+        return f"{self._files[i].filename}, record {self._files[i].skip + index - first}"

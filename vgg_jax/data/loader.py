@@ -1,0 +1,263 @@
+"""Batches of a split on the devices: from memory of the devices, or read and decoded by threads of the host."""
+
+import collections
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
+
+from vgg_jax.data.dataset import CorruptImageError, Split
+from vgg_jax.data.sampler import alternating_flips, train_indices
+from vgg_jax.errors import UserError, require
+
+Batch = dict[str, jax.Array]  # image (N, H, W, C) uint8, label (N,) int32; for evaluation also weight (N,) float32
+Example = dict[str, Any]  # the same entries of one example, or of a part of a batch on the host
+
+RESIDENT_BYTES = 2**31  # a split up to this size is replicated on the devices
+BATCHES_AHEAD = 2  # batches placed on the devices before they are needed
+MAX_CORRUPT_IMAGES = 100  # that each process may skip
+
+
+class Loader:
+    """Batches of one split, sharded over all axes of the mesh.
+
+    A resident split is decoded once and replicated on the devices. Other splits are decoded by threads while the
+    devices work; each process decodes only the examples of its own devices. Both ways give the same batches.
+
+    Close the generators that the methods return if you do not read them to the end: this stops the threads.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        mesh: Mesh,
+        *,
+        resident: bool | None = None,
+        num_threads: int = 8,
+        skip_corrupt: bool = False,
+        alternating_flip: bool = False,
+    ) -> None:
+        """Read a resident split, or prepare to read the split batch by batch.
+
+        Args:
+          split: the split.
+          mesh: the devices.
+          resident: whether to replicate the split on the devices; by default if its views are not drawn by the host
+            and take at most `RESIDENT_BYTES`.
+          num_threads: threads that read and decode; with 0, the caller's thread does.
+          skip_corrupt: whether to skip images that cannot be decoded; otherwise they raise UserError.
+          alternating_flip: whether to flip each training image horizontally in every other epoch.
+
+        Raises:
+          UserError: if an example of a resident split cannot be read.
+        """
+        self.split = split
+        self._num_threads, self._skip_corrupt, self._alternating_flip = num_threads, skip_corrupt, alternating_flip
+        self._corrupt: set[int] = set()
+        self._sharding = NamedSharding(mesh, P(*mesh.axis_names))
+        if resident is None:
+            resident = not split.random_views and len(split) * split.view_bytes <= RESIDENT_BYTES
+        replicated = NamedSharding(mesh, P())
+        self._resident = self._place(self._read_all(), replicated) if resident else None
+        self._gather = jax.jit(_take, out_shardings=self._sharding)
+
+    def train_batches(
+        self, seed: int, step_size: int, steps: range, accumulation_steps: int = 1
+    ) -> Generator[Batch, None, None]:
+        """Return the batches of some training steps; each batch is a pure function of (seed, step).
+
+        Args:
+          seed: seed of the order and of the views.
+          step_size: examples of a step.
+          steps: numbers of the steps.
+          accumulation_steps: steps (micro-batches) of a batch.
+
+        Returns:
+          A generator of batches with `image` (step_size, H, W, C) uint8 and `label` (step_size,) int32.
+
+        Raises:
+          UserError: during iteration, if an example cannot be read.
+        """
+        n = len(self.split)
+
+        @functools.lru_cache(maxsize=4)  # the threads ask for each row
+        def order(step: int) -> tuple[np.ndarray, np.ndarray]:
+            """Return the examples of a step, and which of them the host flips."""
+            position = (seed, step, step_size, n, accumulation_steps)
+            flipped = alternating_flips(*position) if self._alternating_flip else np.zeros(step_size, bool)
+            return train_indices(*position), flipped
+
+        if self._resident is not None:
+            return self._gathered(map(order, steps))
+
+        def example(step: int, row: int) -> Example:
+            indices, flipped = order(step)
+            index = int(indices[row])
+            while True:
+                try:
+                    if self.split.random_views:
+                        image, label = self.split.random_view(index, seed, step * step_size + row)
+                    else:
+                        image, label = self.split.test_view(index)
+                    return {"image": image[:, ::-1] if flipped[row] else image, "label": label}
+                except CorruptImageError as error:
+                    self._skip(index, error)
+                    index = (index + 1) % n
+
+        return self._streamed(example, steps, step_size)
+
+    def _gathered(self, order: Iterable[tuple[np.ndarray, np.ndarray]]) -> Generator[Batch, None, None]:
+        """Yield the training batches of a resident split."""
+        for indices, flipped in order:
+            if self._corrupt:
+                indices = np.array([self._readable(int(i)) for i in indices])
+            batch = self._gather(self._resident, indices, np.ones(len(indices), np.float32), flipped)
+            yield {"image": batch["image"], "label": batch["label"]}
+
+    def eval_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes, dtypes and shardings of the batches of `eval_batches`."""
+        n, size = self._eval_batch_size(batch_size), self.split.views.image_size
+        shapes = {
+            "image": ((n, size, size, self.split.channels), np.uint8),
+            "label": ((n,), np.int32),
+            "weight": ((n,), np.float32),
+        }
+        struct = functools.partial(jax.ShapeDtypeStruct, sharding=self._sharding)
+        return {name: struct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+
+    def _eval_batch_size(self, batch_size: int) -> int:
+        devices = int(self._sharding.mesh.size)
+        return -(-min(batch_size, len(self.split)) // devices) * devices
+
+    def eval_batches(self, batch_size: int) -> Generator[Batch, None, None]:
+        """Yield every example once, in order; examples of weight 0 fill up the last batch.
+
+        Args:
+          batch_size: examples of a batch; rounded up to a multiple of the number of devices.
+
+        Yields:
+          Batches with `image` (N, H, W, C) uint8, `label` (N,) int32 and `weight` (N,) float32, 0 or 1.
+
+        Raises:
+          UserError: if an example cannot be read.
+        """
+        n, batch_size = len(self.split), self._eval_batch_size(batch_size)
+        steps = range(-(-n // batch_size))
+        if self._resident is not None:
+            for positions in np.arange(len(steps) * batch_size).reshape(-1, batch_size):
+                counts = positions < n
+                indices, flipped = np.where(counts, positions, 0), np.zeros(batch_size, bool)
+                yield self._gather(self._resident, indices, counts.astype(np.float32), flipped)
+            return
+
+        def example(step: int, row: int) -> Example:
+            position = step * batch_size + row
+            return self._weighted(position) if position < n else {**self._weighted(0), "weight": np.float32(0)}
+
+        yield from self._streamed(example, steps, batch_size)
+
+    def _streamed(
+        self, example: Callable[[int, int], Example], steps: range, batch_size: int
+    ) -> Generator[Batch, None, None]:
+        """Yield the batches of `example(step, row)`, read by threads and placed on the devices some batches ahead."""
+        slices = self._sharding.addressable_devices_indices_map((batch_size,)).values()
+        rows = np.unique(np.concatenate([np.arange(batch_size)[s] for s in slices if s]))  # of this process
+        ahead: collections.deque[Batch] = collections.deque()
+        positions = range(len(steps) * len(rows))
+        with contextlib.closing(
+            self._read(lambda i: example(steps[i // len(rows)], int(rows[i % len(rows)])), positions, len(rows))
+        ) as batches:
+            for batch in batches:
+                ahead.append(self._place(batch, self._sharding, batch_size))
+                if len(ahead) > BATCHES_AHEAD:
+                    yield ahead.popleft()
+        yield from ahead
+
+    def _place(self, arrays: Example, sharding: NamedSharding, size: int | None = None) -> Batch:
+        """Place this process's rows on its devices.
+
+        Args:
+          arrays: the rows of this process.
+          sharding: the sharding of the result.
+          size: rows of the result over all processes; by default as many as `arrays` has.
+        """
+
+        def place(array: np.ndarray) -> jax.Array:
+            make: Callable[..., jax.Array] = jax.make_array_from_process_local_data
+            return make(sharding, array, (size or len(array), *array.shape[1:]))
+
+        return {name: place(array) for name, array in arrays.items()}
+
+    def _read(
+        self, example: Callable[[int], Example], positions: Sequence[int], batch_size: int
+    ) -> Generator[Example, None, None]:
+        """Yield batches of the examples at these positions; the threads read at most two batches ahead."""
+        grain = require("grain", "train")
+        threads = self._num_threads
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * batch_size, threads))
+        batches = iter(grain.MapDataset.source(positions).map(example).to_iter_dataset(options).batch(batch_size))
+        try:
+            yield from batches
+        finally:
+            batches.close()
+
+    def _read_all(self) -> Example:
+        n = len(self.split)
+        chunks = []
+        with tqdm(total=n, desc=f"reading {self.split.name}", unit=" examples", disable=None, leave=False) as progress:
+            for examples in self._read(self._weighted, range(n), 256):
+                chunks.append(examples)
+                progress.update(len(examples["label"]))
+        return {key: np.concatenate([c[key] for c in chunks]) for key in chunks[0]}
+
+    def _weighted(self, index: int) -> Example:
+        """Return the test view with weight 1, or zeros with weight 0 for a corrupt image that may be skipped."""
+        try:
+            image, label = self.split.test_view(index)
+            return {"image": image, "label": label, "weight": np.float32(1)}
+        except CorruptImageError as error:
+            self._skip(index, error)
+            size = self.split.views.image_size
+            image = np.zeros((size, size, self.split.channels), np.uint8)
+            return {"image": image, "label": np.int32(0), "weight": np.float32(0)}
+
+    def _readable(self, index: int) -> int:
+        """Return the index, or that of the next image that is not corrupt."""
+        while index in self._corrupt:
+            index = (index + 1) % len(self.split)
+        return index
+
+    def _skip(self, index: int, error: CorruptImageError) -> None:
+        """Count a corrupt image; raise UserError if it may not be skipped."""
+        if not self._skip_corrupt:
+            raise UserError(f"{error}; replace it, or skip such images with --config.data.corrupt_images=skip")
+        if index not in self._corrupt:
+            self._corrupt.add(index)
+            tqdm.write(f"skipped corrupt image {len(self._corrupt)}: {error}", file=sys.stderr)  # by any process
+        most = min(MAX_CORRUPT_IMAGES, len(self.split) - 1)
+        if len(self._corrupt) > most:
+            raise UserError(
+                f"{self.split.name} has more than {most} corrupt images; replace them; the last one: {error}"
+            )
+
+
+def _take(data: Batch, indices: jax.Array, counts: jax.Array, flipped: jax.Array) -> Batch:
+    """Return some rows of the data, some of them flipped horizontally.
+
+    Args:
+      data: image (M, H, W, C), label (M,), weight (M,).
+      indices: (N,) rows to take.
+      counts: (N,) factors of the weights, 0 or 1.
+      flipped: (N,) bool.
+    """
+    taken = jax.tree.map(lambda array: array[indices], data)
+    image = jnp.where(flipped[:, None, None, None], taken["image"][:, :, ::-1], taken["image"])
+    return {**taken, "image": image, "weight": taken["weight"] * counts}

@@ -1,0 +1,1 @@
+"""Preparation of data sets: written to disk in array_record format, without TensorFlow."""

@@ -1,0 +1,66 @@
+"""The preprocessing that a set of weights expects; it is saved with the weights."""
+
+import dataclasses
+
+import numpy as np
+import PIL.Image
+
+from vgg_jax.data.image_files import center_crop, resize_short_side, to_array, to_mode, upright
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """Conversion of a PIL image to the input of a network.
+
+    The short side is resized to `resize`, the center `crop` is taken and normalized: (pixel / 255 - mean) / std. The
+    defaults are those of torchvision's ImageNet weights.
+    """
+
+    resize: int = 256  # short side in pixels, antialiased bilinear
+    crop: int = 224  # side of the square input in pixels
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel in `channel_order`, for pixels in [0, 1]
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    channel_order: str = "RGB"  # or BGR, or L for one gray channel
+
+    def __call__(self, image: PIL.Image.Image) -> np.ndarray:
+        """Return the network's input, (crop, crop, C) float32, of an image of any mode and EXIF orientation."""
+        return self._normalize(self.view(image))
+
+    def view(self, image: PIL.Image.Image) -> np.ndarray:
+        """Return the resized and cropped image before normalization, (crop, crop, C) uint8."""
+        return self._order(center_crop(self._resized(image, self.resize), self.crop))
+
+    def uncropped(self, image: PIL.Image.Image, resize: int) -> np.ndarray:
+        """Return the whole image with its short side resized to `resize`, normalized, (H, W, C) float32."""
+        return self._normalize(self._order(to_array(self._resized(image, resize))))
+
+    def to_image(self, array: np.ndarray) -> PIL.Image.Image:
+        """Return the image of a network's input (H, W, C): the inverse, rounded and clipped to uint8."""
+        pixels = np.asarray(array, np.float32) * np.array(self.std, np.float32) + np.array(self.mean, np.float32)
+        pixels = self._order((pixels * 255).round().clip(0, 255).astype(np.uint8))
+        return PIL.Image.fromarray(pixels[..., 0] if self.channel_order == "L" else pixels)
+
+    def _resized(self, image: PIL.Image.Image, size: int) -> PIL.Image.Image:
+        return resize_short_side(to_mode(upright(image), "L" if self.channel_order == "L" else "RGB"), size)
+
+    def _order(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels[..., ::-1] if self.channel_order == "BGR" else pixels
+
+    def _normalize(self, pixels: np.ndarray) -> np.ndarray:
+        scaled = pixels.astype(np.float32) / 255
+        return (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+
+
+# torchvision's ImageNet weights.
+IMAGENET = Preprocessing()
+
+# The weights of the paper's authors, in Keras' files: BGR, only the mean of the training images subtracted.
+AUTHORS = Preprocessing(
+    mean=(103.939 / 255, 116.779 / 255, 123.68 / 255), std=(1 / 255, 1 / 255, 1 / 255), channel_order="BGR"
+)
+
+# torchvision's VGG16_Weights.IMAGENET1K_FEATURES: the authors' weights with the channels in the order RGB.
+FEATURES = Preprocessing(mean=(0.48235, 0.45882, 0.40784), std=(1 / 255, 1 / 255, 1 / 255))
+
+# Networks of 32x32 images, normalized by the statistics of CIFAR-10's training images.
+CIFAR10 = Preprocessing(resize=32, crop=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))

@@ -1,0 +1,63 @@
+"""The order of the examples, as pure functions of the seed that give the same result on every machine."""
+
+import functools
+
+import numpy as np
+
+FLIP_STREAM = 2**32  # takes the place of an epoch in the key, so that the draw of the flips equals no epoch's order
+
+
+@functools.lru_cache(maxsize=3)
+def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """Return the order of the examples in an epoch, (num_examples,) int64, the same for every NumPy version."""
+    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(num_examples)
+    order = np.argsort(bits, kind="stable")
+    order.setflags(write=False)  # all callers share the cached array
+    return order
+
+
+def train_indices(seed: int, step: int, step_size: int, num_examples: int, accumulation_steps: int = 1) -> np.ndarray:
+    """Return the examples of a training step; an epoch drops its last, incomplete batch.
+
+    Args:
+      seed: seed of the order.
+      step: number of the step, from 0.
+      step_size: examples of a step.
+      num_examples: examples of the split.
+      accumulation_steps: steps (micro-batches) of a batch.
+
+    Returns:
+      The indices of the examples, (step_size,) int64.
+    """
+    epoch, i = _epoch(step, step_size, num_examples, accumulation_steps)
+    return permutation(seed, epoch, num_examples)[i * step_size : (i + 1) * step_size]
+
+
+def alternating_flips(
+    seed: int, step: int, step_size: int, num_examples: int, accumulation_steps: int = 1
+) -> np.ndarray:
+    """Return which examples of a training step are flipped horizontally.
+
+    The first epoch flips a random half of the examples. Each later epoch flips the other half of the epoch before.
+
+    Args:
+      seed: seed of the order and of the first epoch's flips.
+      step: number of the step, from 0.
+      step_size: examples of a step.
+      num_examples: examples of the split.
+      accumulation_steps: steps (micro-batches) of a batch.
+
+    Returns:
+      A flag for each of the step's examples, (step_size,) bool.
+
+    Source: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv:2404.00498, section 3.6.
+    """
+    epoch, _ = _epoch(step, step_size, num_examples, accumulation_steps)
+    indices = train_indices(seed, step, step_size, num_examples, accumulation_steps)
+    first: np.ndarray = permutation(seed, FLIP_STREAM, num_examples)[indices] < num_examples // 2
+    return ~first if epoch % 2 else first
+
+
+def _epoch(step: int, step_size: int, num_examples: int, accumulation_steps: int) -> tuple[int, int]:
+    """Return the epoch of a step and the position of the step in it."""
+    return divmod(step, num_examples // (step_size * accumulation_steps) * accumulation_steps)

@@ -1,0 +1,1 @@
+"""The paper's evaluation protocols and their results."""

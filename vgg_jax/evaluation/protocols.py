@@ -1,0 +1,136 @@
+"""The evaluation protocols of the paper's section 4, for images in memory.
+
+Dense evaluation applies the fully connected layers as convolutions to the whole image and averages the class scores
+over all positions. Multi-crop evaluation averages the posteriors of a grid of crops. Both average over the image and
+its horizontal flip, and over scales. For an image larger than the network's input, dense evaluation differs from the
+network's own adaptive pooling.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from vgg_jax.errors import UserError
+from vgg_jax.model import VGG
+
+PROTOCOLS = ("center_crop", "dense", "multi_scale", "multi_crop", "dense+multi_crop")
+GRID = 5  # crops in each direction
+
+
+def center_posteriors(
+    model: VGG, variables: Mapping[str, Any], images: Float[Array | np.ndarray, "n h w c"]
+) -> Float[Array, "n classes"]:
+    """Return the posteriors of the network as it was trained.
+
+    Args:
+      model: a network with classes.
+      variables: its variables.
+      images: (N, H, W, C), normalized, of the network's input size.
+
+    Returns:
+      (N, num_classes) probabilities.
+    """
+    logits = model.apply(variables, images)
+    assert isinstance(logits, jax.Array)
+    return jax.nn.softmax(logits)
+
+
+def dense_scores(
+    model: VGG, variables: Mapping[str, Any], images: Float[Array | np.ndarray, "n h w c"]
+) -> Float[Array, "n classes"]:
+    """Return the scores of the network as a fully convolutional one, averaged over all positions.
+
+    Args:
+      model: a network with classes.
+      variables: its variables.
+      images: (N, H, W, C), normalized, of any size whose last map is at least `pool_size` in both directions.
+
+    Returns:
+      (N, num_classes) scores, before the softmax.
+
+    Raises:
+      UserError: if the images are too small.
+    """
+    x = model.apply(variables, images, last_layer=model.stages[-1][-1].name)
+    assert isinstance(x, jax.Array)
+    size = model.pool_size
+    if min(x.shape[1:3]) < size:
+        smallest = size * 2 ** len(model.pool_after)
+        raise UserError(f"images have shape {images.shape}; expected H and W of at least {smallest}")
+    for layer in model.head:
+        if layer.kind == "relu":
+            x = jax.nn.relu(x)
+        elif layer.kind == "dense":
+            parameters = variables["params"][layer.name]
+            window = (layer.kernel_size, layer.kernel_size)
+            kernel = parameters["kernel"].astype(x.dtype).reshape(*window, x.shape[-1], -1)
+            dimensions = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=dimensions)
+            x += parameters["bias"].astype(x.dtype)
+    return x.mean((1, 2))
+
+
+def dense_posteriors(
+    model: VGG, variables: Mapping[str, Any], images: Float[Array | np.ndarray, "n h w c"]
+) -> Float[Array, "n classes"]:
+    """Return the posteriors of dense evaluation, averaged over each image and its horizontal flip.
+
+    Args:
+      model: a network with classes.
+      variables: its variables.
+      images: as for `dense_scores`.
+
+    Returns:
+      (N, num_classes) probabilities.
+
+    Raises:
+      UserError: if the images are too small.
+    """
+    both = [jax.nn.softmax(dense_scores(model, variables, x)) for x in (images, images[:, :, ::-1])]
+    return (both[0] + both[1]) / 2
+
+
+def crop_posteriors(
+    model: VGG, variables: Mapping[str, Any], crops: Float[Array | np.ndarray, "n h w c"]
+) -> Float[Array, " classes"]:
+    """Return the mean posteriors of the crops of one image and of their horizontal flips.
+
+    Args:
+      model: a network with classes.
+      variables: its variables.
+      crops: (N, H, W, C), normalized, of the network's input size.
+
+    Returns:
+      (num_classes,) probabilities.
+    """
+    return center_posteriors(model, variables, jnp.concatenate([crops, crops[:, :, ::-1]])).mean(0)
+
+
+def crop_corners(height: int, width: int, size: int) -> list[tuple[int, int]]:
+    """Return the (top, left) corners of square crops on a regular 5x5 grid from edge to edge, row by row.
+
+    Args:
+      height: the height of the image.
+      width: the width of the image.
+      size: the side of a crop.
+    """
+    tops, lefts = ([(i * (length - size) + 2) // (GRID - 1) for i in range(GRID)] for length in (height, width))
+    return [(top, left) for top in tops for left in lefts]
+
+
+def grid_crops(image: Shaped[np.ndarray, "h w c"], size: int) -> Shaped[np.ndarray, "25 size size c"]:
+    """Return the 25 crops of an image, on the grid of `crop_corners`.
+
+    Args:
+      image: (H, W, C) of any dtype.
+      size: the side of a crop.
+
+    Returns:
+      (25, size, size, C) of the same dtype.
+    """
+    corners = crop_corners(image.shape[0], image.shape[1], size)
+    return np.stack([image[top : top + size, left : left + size] for top, left in corners])

@@ -1,0 +1,222 @@
+"""Results of an evaluation: saved posteriors, the table of errors, fusion and the confusion matrix."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from vgg_jax.config import DataConfig
+from vgg_jax.errors import UserError, require
+from vgg_jax.evaluation import published
+from vgg_jax.model import VGG
+
+
+@dataclasses.dataclass
+class Result:
+    """The result of one network under one protocol."""
+
+    posteriors: Float[np.ndarray, "n classes"]
+    labels: Int[np.ndarray, " n"]
+    network: str  # the paper's column, and how the network differs from it
+    protocol: str
+    train_scale: str  # the paper's S, for example 256, or 256-512 for scale jitter
+    test_scales: tuple[int, ...]  # the paper's Q
+    data: str  # dataset/split
+
+    def save(self, path: str) -> None:
+        """Write an .npz file, which appears complete or not at all.
+
+        Raises:
+          UserError: if it cannot be written.
+        """
+        description = {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
+        try:
+            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            with open(path + ".partial", "wb") as file:
+                text = np.array(json.dumps(description))
+                np.savez(file, posteriors=self.posteriors, labels=self.labels, description=text)
+            os.replace(path + ".partial", path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error}; choose another place with --output") from None
+
+    @classmethod
+    def load(cls, path: str) -> "Result":
+        """Return the result in a file that `save` wrote.
+
+        Raises:
+          UserError: if the file is not of that kind.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                description = json.loads(str(file["description"]))
+                description["test_scales"] = tuple(description["test_scales"])
+                return cls(file["posteriors"], file["labels"], **description)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a file of posteriors from vgg-jax evaluate: {error}") from None
+
+
+def column(model: VGG) -> str:
+    """Return the paper's name of a network, with " with batch norm" added if the network has it."""
+    return model.column + (" with batch norm" if model.batch_norm else "")
+
+
+def scales(data: DataConfig, resize: int) -> tuple[str, int, tuple[int, ...]]:
+    """Return the scales that the paper would use for a network.
+
+    Args:
+      data: the data of its training.
+      resize: the short side of its test view, for a network that was not trained on scaled crops.
+
+    Returns:
+      The training scale S, the test scale Q of single-scale evaluation, and the test scales of multi-scale evaluation.
+    """
+    if data.train_view == "scale_crop" and data.train_scale[0] < data.train_scale[1]:
+        low, high = data.train_scale
+        return f"{low}-{high}", (low + high) // 2, (low, (low + high) // 2, high)
+    side = data.train_scale[0] if data.train_view == "scale_crop" else resize
+    step = 32 if side >= 256 else max(side // 8, 1)  # the paper's 32; in proportion for small images
+    return str(side), side, (side - step, side, side + step)
+
+
+def table(results: Sequence[tuple[Result, str]]) -> str:
+    """Return the errors as text, in the layout of the paper's Tables 3 to 6.
+
+    Args:
+      results: pairs of a result and the paper's figure, which is "" if there is none.
+    """
+    rows = [("network", "train S", "test Q", "protocol", "top-1 error, %", "top-5 error, %", "paper, %")]
+    for result, figure in results:
+        errors = [100 * top_k_error(result.posteriors, result.labels, k) for k in (1, 5)]
+        q = ", ".join(map(str, result.test_scales))
+        rows.append(
+            (result.network, result.train_scale, q, result.protocol, f"{errors[0]:.1f}", f"{errors[1]:.1f}", figure)
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def published_figure(result: Result) -> str:
+    """Return the paper's errors for the same network, scales and protocol on ImageNet's validation images, or ""."""
+    if result.data != "imagenet2012/validation" or result.posteriors.shape[1] != 1000:
+        return ""
+    single, multi = published.TEST_SCALES.get(result.train_scale, (0, ()))
+    if result.test_scales != ((single,) if result.protocol == "dense" else multi):
+        return ""
+    figures = {
+        "dense": published.SINGLE_SCALE,
+        "multi_scale": published.MULTI_SCALE,
+        "multi_crop": published.MULTI_CROP,
+        "dense+multi_crop": published.DENSE_AND_MULTI_CROP,
+        "center_crop": {},
+    }[result.protocol]
+    return figures.get((result.network, result.train_scale), "")
+
+
+def fused(paths: Sequence[str]) -> tuple[Result, str]:
+    """Return the fusion of saved results: the mean of their posteriors.
+
+    Args:
+      paths: files that `Result.save` wrote.
+
+    Returns:
+      The fused result, and the paper's figure, or "" if the paper does not have this fusion.
+
+    Raises:
+      UserError: if a file cannot be read, or the results are not of the same images.
+    """
+    results = [Result.load(path) for path in paths]
+    first = results[0]
+    for path, result in zip(paths, results, strict=True):
+        same = result.posteriors.shape == first.posteriors.shape and (result.labels == first.labels).all()
+        if not same or result.data != first.data:
+            raise UserError(f"{path} is of {result.data}, {result.posteriors.shape}; expected the images of {paths[0]}")
+    protocols = " + ".join(dict.fromkeys(result.protocol for result in results))
+    network = " + ".join(result.network for result in results)
+    joined = dataclasses.replace(
+        first, posteriors=fuse([result.posteriors for result in results]), network=network, protocol=protocols
+    )
+    jittered = {(result.network, result.train_scale) for result in results} == {("D", "256-512"), ("E", "256-512")}
+    return joined, published.FUSION.get(protocols, "") if all(map(published_figure, results)) and jittered else ""
+
+
+def draw_confusion(result: Result, path: str) -> None:
+    """Draw the confusion matrix and the ten classes with the largest errors.
+
+    Args:
+      result: the result to draw.
+      path: the picture file to write.
+
+    Raises:
+      UserError: if matplotlib is not installed, or the file cannot be written.
+    """
+    require("matplotlib", "train")
+    from matplotlib.figure import Figure  # here, because only this function needs it
+    from matplotlib.ticker import MaxNLocator
+
+    matrix = confusion_matrix(result.posteriors, result.labels)
+    counts = matrix.sum(1)
+    (present,) = np.nonzero(counts)
+    errors = 1 - matrix.diagonal() / np.maximum(counts, 1)
+    worst = present[np.argsort(-errors[present], kind="stable")][:10][::-1]  # the worst at the top
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    shown = left.imshow(matrix / np.maximum(counts, 1)[:, None], vmin=0, vmax=1, cmap="viridis")
+    left.set(xlabel="predicted class", ylabel="true class", title=f"{result.network}, {result.protocol}")
+    for axis in (left.xaxis, left.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(shown, ax=left, label="share of the true class")
+    right.barh([str(i) for i in worst], 100 * errors[worst])
+    right.set(xlabel="top-1 error, %", ylabel="class", title="the classes with the most errors", xlim=(0, 100))
+    try:
+        figure.savefig(path, dpi=100)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}; choose another file with --confusion") from None
+
+
+def fuse(posteriors: Iterable[Float[np.ndarray, "n classes"]]) -> Float[np.ndarray, "n classes"]:
+    """Return the mean of several arrays of posteriors, in float64.
+
+    Args:
+      posteriors: arrays (N, num_classes), of several networks or scales.
+
+    Returns:
+      (N, num_classes) float64.
+    """
+    arrays = [np.asarray(array, np.float64) for array in posteriors]
+    return np.asarray(np.mean(arrays, axis=0))
+
+
+def top_k_error(posteriors: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"], k: int) -> float:
+    """Return the share of examples whose label is not among the k most probable classes.
+
+    Tie-breaking: of equally probable classes, the lower one comes first.
+
+    Args:
+      posteriors: (N, num_classes).
+      labels: (N,) integers.
+      k: the number of classes that count.
+    """
+    best = np.argsort(-posteriors, axis=1, kind="stable")[:, :k]
+    return float(1 - (best == labels[:, None]).any(1).mean())
+
+
+def confusion_matrix(
+    posteriors: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, "classes classes"]:
+    """Return how often each true class (row) was predicted as each class (column).
+
+    Args:
+      posteriors: (N, num_classes).
+      labels: (N,) integers.
+
+    Returns:
+      (num_classes, num_classes) counts.
+    """
+    classes = posteriors.shape[1]
+    pairs = labels * classes + posteriors.argmax(1)
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)

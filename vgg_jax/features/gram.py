@@ -1,0 +1,23 @@
+"""Gram matrices of activations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def gram_matrix(maps: Float[Array | np.ndarray, "n h w c"]) -> Float[Array, "n c c"]:
+    """Return the inner products of all pairs of channels over all positions, divided by H * W * C.
+
+    Args:
+      maps: (N, H, W, C) activations.
+
+    Returns:
+      (N, C, C) floats.
+
+    Source:
+      Johnson et al. (2016), section 3.2.
+    """
+    _, height, width, channels = maps.shape
+    products = jnp.einsum("nhwc,nhwd->ncd", maps, maps, precision=jax.lax.Precision.HIGHEST)
+    return products / (height * width * channels)

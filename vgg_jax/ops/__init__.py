@@ -1,0 +1,1 @@
+"""Operations that VGG needs and that JAX lacks or computes slowly."""

@@ -1,0 +1,93 @@
+"""The normalization layers of VGG: local response normalization, and batch norm with the rules of PyTorch."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def local_response_norm(
+    x: Float[Array, "n h w c"], size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
+) -> Float[Array, "n h w c"]:
+    """Return x / (k + alpha * s) ** beta; s is the sum of squares over `size` neighboring channels.
+
+    The paper uses AlexNet's form and constants (Krizhevsky et al. 2012, section 3.3). `torch.nn.LocalResponseNorm`
+    divides the sum by `size`, so its equivalent is `LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2)`.
+
+    Args:
+      x: feature maps (N, H, W, C).
+      size: the number of channels in the sum; channels outside the map count as zeros.
+      alpha: the factor of the sum.
+      beta: the exponent.
+      k: the constant added to the sum.
+
+    Returns:
+      (N, H, W, C).
+    """
+    channels = x.shape[-1]
+    squares = jnp.pad(x * x, ((0, 0),) * 3 + ((size // 2, size - 1 - size // 2),))
+    total = sum(squares[..., i : i + channels] for i in range(size))
+    return x * (k + alpha * total) ** -beta
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization over all axes but the last, with the defaults and the running statistics of PyTorch.
+
+    It differs from `nn.BatchNorm` in two ways: the running variance averages the unbiased variances of the batches, as
+    in PyTorch, and the variance is computed in two passes. The statistics are at least float32, whatever `dtype` is.
+    The parameters are `scale` and `bias`; the collection `batch_stats` has `mean` and `var`.
+    """
+
+    momentum: float = 0.9  # the weight of the old value, which PyTorch calls 1 - momentum
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], use_running_average: bool) -> Float[Array, "n h w c"]:
+        """Return normalized feature maps.
+
+        Args:
+          x: feature maps (N, H, W, C).
+          use_running_average: normalize by the running statistics. If False, normalize by the statistics of `x` and
+            update the running statistics.
+
+        Returns:
+          (N, H, W, C) in `dtype`.
+        """
+        width, channels = x.shape[-2:]
+        statistics_dtype = jnp.promote_types(self.param_dtype, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), statistics_dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), statistics_dtype)
+
+        # XLA:CPU does not vectorize a sum over all axes but the last if it is fused with the computation of the
+        # summands. Therefore every sum, including those of the gradient, first runs over whole image rows, and then
+        # over the columns. A training step of VGG-11 at 32x32, batch 64, takes 0.36 instead of 0.42 s.
+        rows = x.reshape(-1, width * channels).astype(jnp.promote_types(x.dtype, jnp.float32))
+
+        def repeat(vector: jax.Array) -> jax.Array:
+            return jnp.tile(vector, width)
+
+        def mean_of(rows: jax.Array) -> jax.Array:
+            return rows.mean(0).reshape(width, channels).mean(0)
+
+        if use_running_average:
+            mean, var = running_mean.value, running_var.value
+            centered = rows - repeat(mean)
+        else:
+            mean = mean_of(rows)
+            centered = rows - repeat(mean)
+            var = mean_of(jnp.square(centered))
+            if not self.is_initializing():
+                count = x.size // channels
+                unbiased = var * (count / max(count - 1, 1))
+                for running, new in ((running_mean, mean), (running_var, unbiased)):
+                    decayed = self.momentum * running.value + (1 - self.momentum) * new
+                    running.value = decayed.astype(statistics_dtype)
+        y = centered * repeat(lax.rsqrt(var + self.epsilon) * scale) + repeat(bias)
+        return y.reshape(x.shape).astype(self.dtype)

@@ -1,0 +1,302 @@
+"""Checkpoints of a run, saved by Orbax and verified by checksums."""
+
+import contextlib
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from vgg_jax.console import log
+from vgg_jax.errors import UserError, first_line
+from vgg_jax.training.checksums import describe, difference, named_arrays, named_leaves, read_metadata
+from vgg_jax.training.host_copy import HostCopy
+from vgg_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """The directory of a run's checkpoints: the two latest and the one with the best accuracy.
+
+    A checkpoint holds everything that changes in a run: step, parameters (frozen ones too), running statistics, states
+    of the optimizer and of a plateau schedule, exponential moving averages, and averages that are not reported yet. The
+    order of the data and all random numbers follow from the seed and the step. Saves run in the background.
+    """
+
+    def __init__(self, directory: str) -> None:
+        """Examine the checkpoints in the directory, which may be missing. This changes nothing on disk.
+
+        Raises:
+          UserError: if there are checkpoints and all of them are damaged.
+        """
+        self._directory = os.path.abspath(directory)
+        problems = {step: _metadata_problem(self._path(step)) for step in saved_steps(self._directory)}
+        self._damaged = {step: problem for step, problem in problems.items() if problem}
+        if problems and len(self._damaged) == len(problems):
+            raise _all_corrupt(self._directory, self._damaged)
+        self._latest_step = max(problems.keys() - self._damaged.keys(), default=None)
+        self._is_open = False
+        self._saving = False  # whether the outcome of a save is still unknown
+        self._host_copy = HostCopy()
+
+    def open(self) -> None:
+        """Prepare the directory for saves; the first save does so too.
+
+        Make the directory if it is missing, move damaged checkpoints to its neighbor `checkpoints-corrupt`, log the
+        reason of each, and delete the remains of a killed save.
+        """
+        _ = self._manager
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        self._set_aside({step: f"is damaged: {problem}" for step, problem in self._damaged.items()})
+        self._is_open = True
+        return _open(self._directory)
+
+    @property
+    def latest_step(self) -> int | None:
+        """Return the step of the newest checkpoint that is not known to be damaged; None if there is none."""
+        return self._manager.latest_step() if self._is_open else self._latest_step
+
+    def save(self, state: TrainState, metrics: Mapping[str, float | int] | None, progress: Any = None) -> None:
+        """Start to save `state`, unless its step is saved already or one of its arrays is not finite.
+
+        Args:
+          state: the state to save.
+          metrics: the evaluation of the state, whose `accuracy` selects the best checkpoint; None if there was no
+            evaluation. Metrics that are not finite do not count.
+          progress: further JSON values that `restore` returns.
+
+        Raises:
+          UserError: if this save or the one before has failed, for example because the disk is full.
+        """
+        self.open()
+        step = int(state.step)
+        if step == self.latest_step:
+            return
+        self.check(wait=True)  # the last save reads the host copy that this save overwrites
+        tree = _arrays(state)
+        if jax.process_count() == 1:
+            tree = self._host_copy.update(tree)
+        arrays = named_arrays(tree)
+        learned = [name for name in arrays if not name.startswith("plateau/")]  # a plateau starts at inf
+        if bad := [name for name in learned if not np.isfinite(arrays[name]).all()]:
+            log(f"checkpoint of step {step} not saved: {bad[0]} is not finite")
+            return
+        if metrics and not np.isfinite(list(metrics.values())).all():
+            metrics = None
+        with self._names_failure():
+            if not os.path.isdir(self._directory):
+                raise FileNotFoundError("the directory is gone")
+            metadata = describe(arrays, metrics, progress)
+            self._manager.save(step, args=ocp.args.PyTreeSave(tree), metrics=metrics, custom_metadata=metadata)
+            self._saving = True
+
+    def check(self, wait: bool = False) -> None:
+        """Raise UserError if a save in the background has failed; with `wait`, block until the save finishes."""
+        if self._saving and (wait or not self._manager.is_saving_in_progress()):
+            self._saving = False
+            with self._names_failure():
+                self._manager.wait_until_finished()  # raises errors that `check_for_errors` of the manager misses
+
+    def restore(self, state: TrainState) -> tuple[TrainState, Any]:
+        """Return `state` with the arrays of the newest intact checkpoint, and the progress saved with them.
+
+        This changes nothing on disk. Call it before `open`, which moves damaged checkpoints.
+
+        Args:
+          state: a state of arrays, or of `jax.ShapeDtypeStruct` with shardings: the devices of each array.
+
+        Raises:
+          UserError: if no checkpoint is intact, or it belongs to another network or optimizer.
+        """
+        tree = _arrays(state)
+        self._check_shapes(tree)
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+        arguments = ocp.checkpoint_utils.construct_restore_args(target)
+        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+
+        def read(step: int) -> Any:
+            path = os.path.join(self._path(step), "default")
+            return checkpointer.restore(path, args=ocp.args.PyTreeRestore(target, restore_args=arguments))
+
+        try:
+            arrays, step, corrupt = _newest_whole(self._directory, saved_steps(self._directory), read)
+        except UserError:
+            self._check_dtypes(tree, checkpointer)  # arrays of another dtype fail their checksums too
+            raise
+        self._damaged |= corrupt
+        self._latest_step = step
+        return state.replace(**arrays), read_metadata(self._path(step))["progress"]
+
+    def reject_from(self, step: int, reason: str) -> int | None:
+        """Move the checkpoints of this and later steps to `checkpoints-corrupt`; return the latest remaining step."""
+        with self._names_failure():
+            self._manager.wait_until_finished()
+        self._set_aside({s: reason for s in saved_steps(self._directory) if s >= step})
+        self._manager.reload()
+        return self.latest_step
+
+    def close(self) -> None:
+        """Wait until every save is complete.
+
+        Raises:
+          UserError: if one has failed.
+        """
+        with self._names_failure():
+            self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _path(self, step: int | None) -> str:
+        return os.path.join(self._directory, str(step))
+
+    def _check_shapes(self, tree: Any) -> None:
+        saved = read_metadata(self._path(self.latest_step))["shapes"]
+        self._compare(saved, {name: list(leaf.shape) for name, leaf in named_leaves(tree).items()})
+
+    def _check_dtypes(self, tree: Any, checkpointer: ocp.Checkpointer) -> None:
+        path = os.path.join(self._path(self.latest_step), "default")
+        try:
+            saved = checkpointer.metadata(path).item_metadata.tree
+        except Exception:  # of many kinds; the metadata of the arrays are damaged too
+            return
+        found, expected = ({name: str(leaf.dtype) for name, leaf in named_leaves(t).items()} for t in (saved, tree))
+        self._compare(found, expected)
+
+    def _compare(self, saved: dict[str, Any], expected: dict[str, Any]) -> None:
+        if saved != expected:
+            name = min(name for name in saved.keys() | expected.keys() if saved.get(name) != expected.get(name))
+            raise UserError(
+                f"the checkpoints in {self._directory} belong to another network or optimizer: {name} is "
+                f"{saved.get(name, 'missing')}, expected {expected.get(name, 'none')}; choose another --workdir"
+            )
+
+    def _set_aside(self, steps: dict[int, str]) -> None:
+        """Move checkpoints, each with its reason, in the first process; the others wait."""
+        for step, reason in steps.items():
+            aside = os.path.join(f"{self._directory}-corrupt", str(step))
+            log(f"checkpoint of step {step} {reason}; moved to {aside}")
+            if jax.process_index() == 0:
+                os.makedirs(os.path.dirname(aside), exist_ok=True)
+                while os.path.exists(aside):
+                    aside += "-again"
+                os.rename(self._path(step), aside)
+        if steps and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoints are moved")
+
+    @contextlib.contextmanager
+    def _names_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of many kinds, from Orbax, TensorStore and the system
+            saved = ", ".join(map(str, saved_steps(self._directory))) or "none"
+            raise UserError(
+                f"cannot save a checkpoint in {self._directory}: {first_line(error)}; intact checkpoints: step {saved};"
+                " free disk space or fix the problem, then rerun the same command to resume from the latest"
+            ) from error
+
+
+def read_latest(directory: str) -> dict[str, Any]:
+    """Return the arrays of the newest intact checkpoint, on the host, whatever devices they were saved from.
+
+    Raises:
+      UserError: if no checkpoint is intact.
+    """
+    checkpointer = ocp.StandardCheckpointer()
+
+    def read(step: int) -> Any:
+        path = os.path.join(os.path.abspath(directory), str(step), "default")
+        saved = checkpointer.metadata(path).item_metadata.tree
+        return checkpointer.restore(path, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved))
+
+    arrays, _, corrupt = _newest_whole(directory, saved_steps(directory), read)
+    for step, problem in corrupt.items():
+        log(f"checkpoint of step {step} in {directory} is damaged: {problem}; using an older one")
+    on_host: dict[str, Any] = jax.tree.map(np.asarray, arrays)
+    return on_host
+
+
+def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
+    """Return the steps of the checkpoints in the directory in rising order; none if it is missing."""
+    return sorted(int(name) for name in os.listdir(directory) if name.isdigit()) if os.path.isdir(directory) else []
+
+
+def _newest_whole(directory: str, steps: Iterable[int], read: Callable[[int], Any]) -> tuple[Any, int, dict[int, str]]:
+    """Return the result of `read` for the newest step with correct checksums, that step, and the problems of newer."""
+    corrupt: dict[int, str] = {}
+    for step in sorted(steps, reverse=True):
+        path = os.path.join(os.path.abspath(directory), str(step))
+        problem, arrays = _metadata_problem(path), None
+        if not problem:
+            try:
+                arrays = read(step)
+            except Exception as error:  # of many kinds, from Orbax, TensorStore and the system
+                problem = f"it cannot be read: {first_line(error)}"
+        if not problem:
+            problem = difference(read_metadata(path)["sha256"], named_arrays(arrays))
+        if not problem:
+            return arrays, step, corrupt
+        corrupt[step] = problem
+    raise _all_corrupt(directory, corrupt)
+
+
+def _metadata_problem(path: str) -> str | None:
+    """Return the problem of the files that describe a checkpoint; None if they are intact.
+
+    Each checkpoint is opened in a directory of its own, because one unreadable checkpoint keeps Orbax from opening the
+    whole directory.
+    """
+    with tempfile.TemporaryDirectory() as alone:
+        os.symlink(path, os.path.join(alone, os.path.basename(path)))
+        try:
+            with _open(alone, read_only=True) as manager:
+                step = int(os.path.basename(path))
+                manager.metadata(step)
+                if manager.metrics(step) != read_metadata(path)["metrics"]:
+                    raise ValueError("the evaluation differs from the saved one")
+        except Exception as error:  # of many kinds, from Orbax, TensorStore and the system
+            return f"its metadata cannot be read: {type(error).__name__}: {first_line(error)}"
+    return None
+
+
+def _open(directory: str, read_only: bool = False) -> ocp.CheckpointManager:
+    best = policies.BestN(
+        get_metric_fn=lambda metrics: metrics["accuracy"], n=1, keep_checkpoints_without_metrics=False
+    )
+    options = ocp.CheckpointManagerOptions(
+        best_fn=lambda metrics: metrics["accuracy"],  # else Orbax forgets the metrics when the run stops
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+    )
+    # Compression takes more processor time than all other parts of a save, and shrinks it by a tenth only.
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=_array_handlers())
+    return ocp.CheckpointManager(directory, item_handlers=handler, options=options)
+
+
+def _array_handlers() -> Any:
+    """Return Orbax's array handlers without their copy of arrays on the host, which are a `HostCopy` already."""
+    types = ocp.type_handlers
+    return types.create_type_handler_registry(
+        (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, types.get_type_handler(jax.Array)),
+    )
+
+
+def _all_corrupt(directory: str, corrupt: dict[int, str]) -> UserError:
+    problems = "; ".join(f"step {step}: {problem}" for step, problem in sorted(corrupt.items(), reverse=True))
+    return UserError(
+        f"every checkpoint in {directory} is damaged ({problems}); expected an intact one; restore it from a backup, "
+        "or start a new run with another --workdir"
+    )
+
+
+def _arrays(state: TrainState) -> dict[str, Any]:
+    names = ["step", "params", "batch_stats", "opt_state"]
+    names += [name for name in ("frozen_params", "plateau", "ema") if getattr(state, name)]
+    return {name: getattr(state, name) for name in names}

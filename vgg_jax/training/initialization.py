@@ -1,0 +1,57 @@
+"""The initialization of a run from another network: a run, a file of weights or a pretrained network."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from vgg_jax.config import Config
+from vgg_jax.console import log
+from vgg_jax.data.preprocessing import Preprocessing
+from vgg_jax.errors import UserError
+from vgg_jax.model import VGG
+from vgg_jax.training.run_weights import load_run
+from vgg_jax.weights.download import NAMES, load_weights
+
+
+def source_variables(config: Config, model: VGG) -> dict[str, Any]:
+    """Return the variables of the network that `config.init_from` names, for images in RGB order.
+
+    Log a note if that network was trained with another normalization than that of `config.data`.
+
+    Args:
+      config: the configuration of the run to initialize.
+      model: the network of that run.
+
+    Raises:
+      UserError: if the source cannot be read, or all its features are to be taken and differ from those of the model.
+    """
+    source, variables, preprocessing = _load_source(config.init_from)
+    if "features" in config.init_layers and source.stages != model.stages:
+        differences = [
+            f"{field} {getattr(source, field)}, expected {getattr(model, field)}"
+            for field in ("depth", "batch_norm", "lrn", "conv1x1", "pool_after")
+            if getattr(source, field) != getattr(model, field)
+        ]
+        raise UserError(
+            f"the features of config.init_from, {config.init_from}, differ from those of config.model: "
+            f"it has {'; '.join(differences)}; choose another source, or set config.model to match"
+        )
+    mean, std = preprocessing.mean, preprocessing.std
+    if preprocessing.channel_order == "BGR":
+        kernel = variables["params"]["conv1_1"]["kernel"]
+        conv1_1 = {**variables["params"]["conv1_1"], "kernel": kernel[:, :, ::-1]}
+        variables = {**variables, "params": {**variables["params"], "conv1_1": conv1_1}}
+        mean, std = mean[::-1], std[::-1]
+    if not (np.allclose(mean, config.data.mean) and np.allclose(std, config.data.std)):
+        log(
+            f"note: {config.init_from} was trained with mean {mean} and std {std}; "
+            f"config.data has mean {config.data.mean} and std {config.data.std}"
+        )
+    return dict(variables)
+
+
+def _load_source(name_or_path: str) -> tuple[VGG, Any, Preprocessing]:
+    """Load a run by its directory, weights by their file, or a pretrained network by its name."""
+    is_run = name_or_path not in NAMES and os.path.isdir(name_or_path)
+    return load_run(name_or_path) if is_run else load_weights(name_or_path)

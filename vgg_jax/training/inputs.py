@@ -1,0 +1,56 @@
+"""The data of a run: the configuration's fields become the arguments of splits, loaders and the augmentation."""
+
+from jax.sharding import Mesh
+
+from vgg_jax.config import Config, DataConfig
+from vgg_jax.data.augmentation import Augmentation
+from vgg_jax.data.dataset import Split, open_split
+from vgg_jax.data.loader import Loader
+from vgg_jax.data.transforms import Views
+
+
+def views(data: DataConfig) -> Views:
+    """Return the test view and the training view of a configuration."""
+    return Views(data.image_size, data.resize, data.train_view, data.train_scale)
+
+
+def augmentation(data: DataConfig) -> Augmentation:
+    """Return the augmentation in the training step: without the crops of the host and the flips of the loader."""
+    return Augmentation(
+        mean=data.mean,
+        std=data.std,
+        pad=data.pad if data.train_view == "pad_crop" else 0,
+        flip=data.flip and not data.alternating_flip,
+        color_shift=data.color_shift,
+        color_eigenvalues=data.color_eigenvalues,
+        color_eigenvectors=data.color_eigenvectors,
+    )
+
+
+def open_splits(config: Config) -> tuple[Split, Split]:
+    """Open the training split and the evaluation split of a configuration.
+
+    Raises:
+      UserError: as `open_split` and `Split.select`.
+    """
+    data = config.data
+    train_split, eval_split = (
+        open_split(data.dataset, split, views(data), data_dir=data.data_dir, class_split=data.train_split)
+        for split in (data.train_split, data.eval_split)
+    )
+    return train_split.select(data.classes, data.images_per_class, config.seed), eval_split.select(data.classes)
+
+
+def make_loader(split: Split, mesh: Mesh, data: DataConfig) -> Loader:
+    """Return the loader of a split of a configuration; this may read the whole split.
+
+    Raises:
+      UserError: if an example of a resident split cannot be read.
+    """
+    return Loader(
+        split,
+        mesh,
+        num_threads=data.num_threads,
+        skip_corrupt=data.corrupt_images == "skip",
+        alternating_flip=data.alternating_flip,
+    )

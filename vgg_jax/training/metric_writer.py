@@ -1,0 +1,188 @@
+"""Reports of a run: progress on the terminal, `metrics.jsonl`, TensorBoard events and `curves.png`."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from vgg_jax.console import log
+from vgg_jax.errors import UserError, require
+
+Metrics = Mapping[str, float | int]
+
+
+class MetricWriter:
+    """The writer of a run's metrics.
+
+    A terminal shows a progress bar with loss, accuracy, images/s and the time left; other outputs get one plain line a
+    report. Every report is also a line of `metrics.jsonl` and a point in TensorBoard.
+    """
+
+    def __init__(self, workdir: str, start_step: int, num_steps: int, steps_per_epoch: int) -> None:
+        """Open the files; drop lines after `start_step`, because a resumed run repeats these steps.
+
+        Args:
+          workdir: the directory of the run.
+          start_step: the steps taken before; 0 for a new run.
+          num_steps: the steps of the whole run.
+          steps_per_epoch: the steps of an epoch.
+
+        Raises:
+          UserError: if a file cannot be written.
+        """
+        self._path = os.path.join(workdir, "metrics.jsonl")
+        self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
+        kept = [line for line in read_metrics(self._path) if line["step"] <= start_step] if start_step else []
+        with self._names_failure():
+            with open(self._path + ".partial", "w") as file:
+                file.writelines(json.dumps(line) + "\n" for line in kept)
+            os.replace(self._path + ".partial", self._path)
+            self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - `close` closes it
+        self._events = _summary_writer()(workdir, purge_step=start_step + 1)
+        self._bar = tqdm(total=num_steps, initial=start_step, desc="training", unit=" steps", disable=None)
+        self._start = self._last = (time.perf_counter(), start_step)
+
+    def train(self, step: int, batch_size: int, metrics: Metrics) -> None:
+        """Report the mean `loss`, `accuracy` and further metrics of the steps since the last call."""
+        now = time.perf_counter()
+        seconds, steps = now - self._last[0], step - self._last[1]
+        self._last = (now, step)
+        left = (now - self._start[0]) / max(step - self._start[1], 1) * (self._num_steps - step)
+        self._write("train", step, {**metrics, "images_per_second": batch_size * steps / max(seconds, 1e-9)}, left)
+
+    def memory(self, step: int, memory: dict[str, int]) -> None:
+        """Report the result of `memory.run_memory` before the first step; only a new run records it."""
+        if step == 0:
+            self._record("memory", step, memory)
+        self._show("memory", step, memory)
+        self._start = self._last = (time.perf_counter(), step)
+
+    def evaluation(self, step: int, metrics: Metrics) -> None:
+        """Report an evaluation; its time does not count as training."""
+        self._write("eval", step, metrics)
+        self._last = (time.perf_counter(), step)
+
+    def close(self) -> None:
+        """Flush all files and draw `curves.png`."""
+        self._bar.close()
+        self._file.close()
+        self._events.close()
+        draw_curves(os.path.dirname(self._path))
+
+    def _write(self, kind: str, step: int, metrics: Metrics, seconds_left: float | None = None) -> None:
+        self._record(kind, step, metrics)
+        self._show(kind, step, metrics, seconds_left)
+
+    def _record(self, kind: str, step: int, metrics: Metrics) -> None:
+        epoch = round(step / self._steps_per_epoch, 4)
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
+        with self._names_failure():
+            self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **finite}) + "\n")
+        for name, value in metrics.items():
+            self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    @contextlib.contextmanager
+    def _names_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._path}: {error.strerror}; free disk space or fix the problem, then rerun the same "
+                "command to resume from the last checkpoint"
+            ) from error
+
+    def _show(self, kind: str, step: int, metrics: Metrics, seconds_left: float | None = None) -> None:
+        epoch = step / self._steps_per_epoch
+        numbers = "  ".join(f"{name} {_format(name, value)}" for name, value in metrics.items())
+        if self._bar.disable:
+            eta = f"  ETA {tqdm.format_interval(seconds_left)}" if seconds_left is not None else ""
+            log(f"{kind:6s}  step {step}/{self._num_steps}  epoch {epoch:.2f}  {numbers}{eta}")
+        elif kind == "train":
+            self._bar.set_postfix_str(numbers)
+            self._bar.update(step - self._bar.n)
+        else:
+            self._bar.write(f"epoch {epoch:.2f}  {numbers}")
+
+
+def _summary_writer() -> Any:
+    """Return the writer class of tensorboardX, imported without torch.
+
+    tensorboardX imports torch if it is installed, which takes seconds and has no use here.
+    """
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # None makes the import of torch fail
+    try:
+        return require("tensorboardX", "train").SummaryWriter
+    finally:
+        if absent:
+            del sys.modules["torch"]
+
+
+class NoMetricWriter:
+    """The writer of every process but the first, which writes for all of them."""
+
+    def train(self, step: int, batch_size: int, metrics: Metrics) -> None:
+        """Do nothing."""
+
+    def memory(self, step: int, memory: dict[str, int]) -> None:
+        """Do nothing."""
+
+    def evaluation(self, step: int, metrics: Metrics) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the lines of a `metrics.jsonl`, none if the file is missing; skip a last line cut short by a crash."""
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def draw_curves(workdir: str) -> None:
+    """Draw loss and accuracy of training and evaluation over the epochs into `curves.png`."""
+    figures = require("matplotlib.figure", "train")
+
+    lines = read_metrics(os.path.join(workdir, "metrics.jsonl"))
+    figure = figures.Figure(figsize=(10, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for kind, label, style in (("train", "training", "-"), ("eval", "evaluation", "o-")):
+            points = [(line["epoch"], line[name]) for line in lines if line["kind"] == kind and line[name] is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, markersize=3, label=label)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("cross entropy" if name == "loss" else "accuracy")
+        if name == "loss":
+            axes.set_yscale("log")  # the loss falls by decades, and the first evaluations may be far above
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    evaluations = [line["accuracy"] for line in lines if line["kind"] == "eval"]
+    if evaluations:
+        figure.suptitle(f"{os.path.basename(os.path.abspath(workdir))}: final accuracy {evaluations[-1]:.2%}")
+    figure.savefig(os.path.join(workdir, "curves.png"), dpi=120)
+
+
+def _format(name: str, value: float | int) -> str:
+    match name:
+        case "accuracy":
+            return f"{value:.2%}"
+        case "images_per_second":
+            return f"{value:.0f}"
+        case "learning_rate":
+            return f"{value:.3g}"
+        case "peak" | "temporary" | "evaluation" | "resident":
+            return f"{value / 2**30:.3f} GiB"
+        case "loss":
+            return f"{value:.4f}"
+    return str(value)

@@ -1,0 +1,97 @@
+"""Averages of the metrics of steps, and the steps that are skipped because they are not finite."""
+
+import collections
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vgg_jax.console import log
+from vgg_jax.errors import UserError
+
+Metrics = Mapping[str, jax.Array]  # as returned by `step.train_step`
+
+
+class NotFiniteError(UserError):
+    """Too many steps in a row were skipped.
+
+    Attributes:
+      first_step: the first of these steps.
+      tensor: the first tensor of that step that was not finite.
+    """
+
+    def __init__(self, steps: int, first_step: int, tensor: str) -> None:
+        super().__init__(f"{steps} steps in a row were skipped, from step {first_step}: {tensor} was not finite")
+        self.first_step, self.tensor = first_step, tensor
+
+
+class MetricAverages:
+    """Running averages of the metrics of steps since the last report.
+
+    The metrics of a step are read when the next step is under way, so that the devices need not wait. Every method that
+    reads metrics raises NotFiniteError if too many steps in a row were skipped. `state` goes into checkpoints, so that
+    a resumed run also reports the steps that were taken before.
+    """
+
+    def __init__(self, tensors: Sequence[str], max_skipped: int, saved: Mapping[str, Any] | None = None) -> None:
+        """Start with no steps, or with those of `saved`.
+
+        Args:
+          tensors: the names of `step.checked_tensors`.
+          max_skipped: the number of skipped steps in a row that raises NotFiniteError.
+          saved: a result of `state`.
+        """
+        self._tensors, self._max_skipped = tensors, max_skipped
+        self._unread: collections.deque[tuple[int, Metrics]] = collections.deque()
+        self._sums = {"loss": 0.0, "accuracy": 0.0, "steps": 0, **(saved or {}).get("sums", {})}
+        self.skipped: int = (saved or {}).get("skipped", 0)
+        self.in_a_row: int = (saved or {}).get("in_a_row", 0)
+        self._row: tuple[int, str] = tuple((saved or {}).get("row", (0, "")))  # its first step and tensor
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Add the metrics of a step, and read those of the step before."""
+        self._unread.append((step, metrics))
+        if len(self._unread) > 1:
+            self._read()
+
+    def report(self) -> dict[str, float]:
+        """Return the mean `loss` and `accuracy` of the steps since the last call; NaN if all were skipped."""
+        self._read_all()
+        steps = self._sums.pop("steps")
+        means = {name: value / steps if steps else math.nan for name, value in self._sums.items()}
+        self._sums = {"loss": 0.0, "accuracy": 0.0, "steps": 0}
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs, as JSON values."""
+        self._read_all()
+        return {
+            "sums": self._sums,
+            "skipped": self.skipped,
+            "in_a_row": self.in_a_row,
+            "row": list(self._row),
+        }
+
+    def _read_all(self) -> None:
+        while self._unread:
+            self._read()
+
+    def _read(self) -> None:
+        step, metrics = self._unread.popleft()
+        values = jax.device_get(dict(metrics))
+        if values["finite"].all():
+            for name in ("loss", "accuracy"):
+                self._sums[name] += float(values[name])
+            self._sums["steps"] += 1
+            self.in_a_row = 0
+            return
+        tensor = self._tensors[int(np.argmin(values["finite"]))]
+        log(f"skipped step {step}: {tensor} is not finite")
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row == 1:
+            self._row = (step, tensor)
+        if self.in_a_row >= self._max_skipped:
+            raise NotFiniteError(self.in_a_row, *self._row)

@@ -1,0 +1,67 @@
+"""The network of a run's directory: the weights of its newest intact checkpoint."""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vgg_jax.data.preprocessing import Preprocessing
+from vgg_jax.errors import UserError
+from vgg_jax.model import VGG
+from vgg_jax.training.checkpoints import read_latest, saved_steps
+from vgg_jax.training.checksums import named_leaves
+from vgg_jax.training.run_directory import read_config
+from vgg_jax.training.state import evaluated_variables
+from vgg_jax.training.validation import create_model
+
+
+def load_run(path: str | os.PathLike[str]) -> tuple[VGG, dict[str, Any], Preprocessing]:
+    """Load the network that a run has trained.
+
+    Args:
+      path: the directory of the run.
+
+    Returns:
+      The model, its variables (the exponential moving averages if the run has any), and the preprocessing of the run's
+      evaluation.
+
+    Raises:
+      UserError: if the directory holds no run, no intact checkpoint, or a checkpoint of another network than its
+        `config.json`.
+    """
+    path = os.fspath(path)
+    config = read_config(path)
+    directory = os.path.abspath(os.path.join(path, "checkpoints"))
+    if not saved_steps(directory):
+        raise UserError(f"{path} holds no checkpoint yet; expected a run that has saved one")
+    if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise UserError(
+            f"{path} is a run in float64; expected JAX in 64-bit mode; set JAX_ENABLE_X64=1, or first call "
+            'jax.config.update("jax_enable_x64", True)'
+        )
+    try:
+        model = create_model(config.model)
+    except ValueError as error:
+        raise UserError(f"{path} is not the directory of a run: config.json: model.{error}") from None
+    variables = jax.tree.map(jnp.asarray, evaluated_variables(read_latest(directory)))
+    if not variables["batch_stats"]:
+        del variables["batch_stats"]
+    data = config.data
+    _check_fits(path, model, variables, (data.image_size, data.image_size, len(data.mean)))
+    order = "L" if len(data.mean) == 1 else "RGB"
+    return model, variables, Preprocessing(data.resize, data.image_size, data.mean, data.std, order)
+
+
+def _check_fits(path: str, model: VGG, variables: dict[str, Any], image_shape: tuple[int, int, int]) -> None:
+    """Raise UserError if the variables of a run's checkpoint do not fit the model of its configuration."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), model.dtype)
+    shapes = [named_leaves(tree) for tree in (variables, jax.eval_shape(model.init, jax.random.key(0), images))]
+    found, expected = ({name: leaf.shape for name, leaf in leaves.items()} for leaves in shapes)
+    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if wrong:
+        raise UserError(
+            f"{path}: the checkpoint belongs to another network than config.json: {wrong[0]} is "
+            f"{found.get(wrong[0], 'missing')}, expected {expected.get(wrong[0], 'none')}; "
+            "restore the config.json of the run"
+        )

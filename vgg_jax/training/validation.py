@@ -1,0 +1,109 @@
+"""Checks of a configuration against the model, the data and the devices."""
+
+import dataclasses
+
+from vgg_jax.config import Config, ModelConfig, type_problems, value_problems
+from vgg_jax.data.dataset import Split
+from vgg_jax.errors import UserError
+from vgg_jax.model import VGG
+
+
+def check_data(config: Config, train_split: Split, eval_split: Split, num_devices: int) -> None:
+    """Check the configuration against the data and the devices.
+
+    Args:
+      config: the configuration of a run.
+      train_split: its training split.
+      eval_split: its evaluation split.
+      num_devices: the number of devices of all processes.
+
+    Raises:
+      UserError: with one line for each problem: found, expected, remedy.
+    """
+    problems = []
+    for split in (train_split, eval_split):
+        if split.num_classes > config.model.num_classes:
+            problems.append(
+                f"config.model.num_classes is {config.model.num_classes}; "
+                f"expected at least {split.num_classes}, the classes of {split.name}"
+            )
+        if split.channels != len(config.data.mean):
+            problems.append(
+                f"config.data.mean and std have {len(config.data.mean)} channels; "
+                f"expected {split.channels}, the channels of {split.name}"
+            )
+    if len(train_split) < config.batch_size:
+        problems.append(
+            f"config.batch_size is {config.batch_size}; expected at most {len(train_split)}, "
+            f"the examples of {train_split.name}"
+        )
+    multiple = num_devices * config.accumulation_steps
+    if config.batch_size % multiple:
+        below = config.batch_size // multiple * multiple
+        valid = [size for size in (below, below + multiple) if size]
+        parts = f" and {config.accumulation_steps} micro-batches" if config.accumulation_steps > 1 else ""
+        problems.append(
+            f"config.batch_size is {config.batch_size}; expected a multiple of {multiple}, for {num_devices} "
+            f"devices{parts}; use {' or '.join(map(str, valid))}"
+        )
+    widths = (512 * config.model.pool_size**2, *config.model.hidden)
+    if config.shard_head and any(width % num_devices for width in widths):
+        problems.append(
+            f"config.shard_head divides the inputs of the dense layers, {', '.join(map(str, widths))}, among "
+            f"{num_devices} devices; expected multiples of {num_devices}; set config.shard_head=False"
+        )
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def create_model(config: ModelConfig) -> VGG:
+    """Return the network of a configuration.
+
+    Raises:
+      UserError: if the dtype is still `auto`. `run_directory.resolve_dtype` replaces it.
+    """
+    if config.dtype == "auto":
+        raise UserError("dtype is 'auto'; expected float32, bfloat16 or float64; call resolve_dtype first")
+    param_dtype = "float64" if config.dtype == "float64" else "float32"
+    return VGG(**dataclasses.asdict(config), param_dtype=param_dtype)
+
+
+def check_config(config: Config) -> None:
+    """Check everything in a configuration that does not depend on data or devices.
+
+    Raises:
+      UserError: with one line for each problem: found, expected.
+    """
+    if problems := type_problems(config) or [*value_problems(config), *_model_problems(config)]:
+        raise UserError("\n".join(problems))
+
+
+def _model_problems(config: Config) -> list[str]:
+    problems: list[str] = []
+    data = config.data
+    try:
+        model = create_model(dataclasses.replace(config.model, dtype="float32"))  # no check depends on the dtype
+    except ValueError as error:
+        problems.append(f"config.model.{error}")
+    else:
+        for field in ("init_layers", "freeze"):
+            try:
+                layers = model.layers_with_parameters(getattr(config, field))
+            except ValueError as error:
+                problems.append(f"config.{field}: {error}")
+            else:
+                if field == "freeze" and layers == model.layers_with_parameters(("features", "head")):
+                    problems.append("config.freeze has all layers; expected at least one that trains")
+        if config.init_from and not problems:
+            taken, frozen = (model.layers_with_parameters(names) for names in (config.init_layers, config.freeze))
+            if not taken:
+                problems.append("config.init_layers is (); expected the layers to take from config.init_from")
+            if strangers := [layer for layer in frozen if layer not in taken]:
+                problems.append(f"config.freeze has {', '.join(strangers)}; expected layers of config.init_layers")
+        smallest = 2 ** len(model.pool_after)
+        if data.image_size < smallest:
+            problems.append(
+                f"config.data.image_size is {data.image_size}; expected at least {smallest}, "
+                "for the max pools of config.model.pool_after"
+            )
+    return problems

@@ -1,0 +1,81 @@
+"""State dicts as people publish them, brought to torchvision's names and NumPy arrays."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from vgg_jax.errors import UserError
+
+# The modules whose names differ in timm, where the head consists of convolutions.
+TIMM = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
+
+
+def unwrap(content: Any) -> dict[str, Any]:
+    """Return the state dict in the content of a .pth file, also if it is wrapped as {"state_dict": ...}.
+
+    Raises:
+      UserError: if the content is not a dict from names to tensors.
+    """
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and hasattr(tensor, "detach") for name, tensor in content.items()
+    ):
+        raise UserError(f"holds a {type(content).__name__}; expected a state dict, from names to tensors")
+    return content
+
+
+def torchvision_names(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the arrays of a state dict under torchvision's names.
+
+    Removes the prefix `module.` of PyTorch's DataParallel and drops `num_batches_tracked`.
+
+    Args:
+      state_dict: torch tensors or NumPy arrays under the names of torchvision or timm.
+
+    Returns:
+      From torchvision's names to arrays, which may share memory with `state_dict`.
+    """
+    arrays = {}
+    prefixed = all(name.startswith("module.") for name in state_dict)
+    for name, tensor in state_dict.items():
+        module, _, leaf = (name.removeprefix("module.") if prefixed else name).rpartition(".")
+        if leaf == "num_batches_tracked":
+            continue
+        array = to_numpy(tensor)
+        module = "classifier.0" if module == "classifier" else module  # a single layer, as in networks for CIFAR
+        if module in TIMM:
+            module = TIMM[module]
+            # (out, C, 7, 7) and (out, in, 1, 1) have the memory layout of the dense layers.
+            array = array.reshape(len(array), -1) if leaf == "weight" else array
+        arrays[f"{module}.{leaf}"] = array
+    return arrays
+
+
+def without_empty_classifier(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
+    """Drop a classifier that is all NaN, as in torchvision's IMAGENET1K_FEATURES.
+
+    Args:
+      arrays: from torchvision's names to arrays.
+
+    Returns:
+      The arrays to use, and whether there was such a classifier.
+    """
+    classifier = [name for name in arrays if name.startswith("classifier.")]
+    if not classifier or not all(np.isnan(arrays[name]).all() for name in classifier):
+        return dict(arrays), False
+    return {name: array for name, array in arrays.items() if name not in classifier}, True
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    """Return a NumPy view of a torch tensor or of anything that NumPy accepts; bfloat16 has the dtype of ml_dtypes."""
+    if hasattr(array, "detach"):
+        tensor = array.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":
+            import torch  # here, because only tensors need it
+
+            return np.asarray(tensor.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
+        array = tensor.numpy()
+    return np.asarray(array)

@@ -1,0 +1,116 @@
+"""Pretrained networks by name: downloaded once, checked, and read from the cache afterwards."""
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+import uuid
+from typing import Any
+
+from vgg_jax.data.preprocessing import AUTHORS, IMAGENET
+from vgg_jax.errors import UserError
+from vgg_jax.weights.formats import Loaded, load_file
+
+# torchvision's ImageNet weights, in timm's repositories on the Hugging Face hub.
+HUB = {
+    f"vgg{depth}{suffix}": f"timm/vgg{depth}{suffix}.tv_in1k" for depth in (11, 13, 16, 19) for suffix in ("", "_bn")
+}
+# The weights of the paper's authors, from Keras' server, with the MD5 sums that Keras publishes.
+KERAS_URL = (
+    "https://storage.googleapis.com/tensorflow/keras-applications/{net}/{net}_weights_tf_dim_ordering_tf_kernels.h5"
+)
+AUTHORS_MD5 = {
+    "vgg16_caffe": "64373286793e3c8b2b4e3219cbf3544b",
+    "vgg19_caffe": "cbe5617147190e668d6c5d5026f83318",
+}
+NAMES = (*HUB, *AUTHORS_MD5)
+
+
+def load_pretrained(name: str) -> Loaded:
+    """Load an ImageNet network; the first time, download its file and check it. Needs no torch.
+
+    Args:
+      name: vgg11, vgg13, vgg16 or vgg19, each also with _bn, for torchvision's weights, from timm's repositories on
+        the Hugging Face hub, checked by the SHA-256 that the hub publishes; or vgg16_caffe or vgg19_caffe for the
+        weights of the paper's authors, from Keras' files, checked by the MD5 that Keras publishes.
+
+    Returns:
+      (model, variables, preprocessing).
+
+    Raises:
+      UserError: if the name is unknown, the file fails its check, or it is neither cached nor reachable; the message
+        then says what to download and where to put it.
+    """
+    if name not in NAMES:
+        raise UserError(f"found no pretrained network {name!r}; expected one of {', '.join(NAMES)}")
+    placed = os.path.join(cache_dir(), name + (".h5" if name in AUTHORS_MD5 else ".safetensors"))
+    if name in AUTHORS_MD5:
+        if os.path.exists(placed):
+            _check(placed, "md5", AUTHORS_MD5[name])
+        else:
+            _download(KERAS_URL.format(net=name.removesuffix("_caffe")), placed, name, AUTHORS_MD5[name])
+        return load_file(placed)._replace(preprocessing=AUTHORS)
+    path = placed if os.path.exists(placed) else _from_hub(name, placed)
+    return load_file(path)._replace(preprocessing=IMAGENET)
+
+
+def load_weights(name_or_path: str) -> Loaded:
+    """Load a pretrained network if `name_or_path` is in NAMES, else the network of a file."""
+    return load_pretrained(name_or_path) if name_or_path in NAMES else load_file(name_or_path)
+
+
+def cache_dir() -> str:
+    """Return the folder of downloaded files: VGG_JAX_CACHE, or vgg_jax in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    return os.environ.get("VGG_JAX_CACHE", os.path.join(base, "vgg_jax"))
+
+
+def _from_hub(name: str, placed: str) -> str:
+    """Return the path of a file in the hub's own cache, which names each file by its SHA-256."""
+    import huggingface_hub  # here, because a network from a file does not need it
+
+    options: dict[str, Any] = dict(repo_id=HUB[name], filename="model.safetensors")
+    try:
+        path = huggingface_hub.hf_hub_download(**options, etag_timeout=5)
+    except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{name} is not cached, and the hub cannot be reached ({reason}); download "
+            f"{huggingface_hub.hf_hub_url(**options)} elsewhere and put it at {placed}"
+        ) from None
+    stated = os.path.basename(os.path.realpath(path))
+    if len(stated) == 64:  # the length of a SHA-256; only large files are named by theirs
+        _check(path, "sha256", stated)
+    return str(path)
+
+
+def _download(url: str, path: str, name: str, md5: str) -> None:
+    """Download a file. It appears complete and checked, or not at all."""
+    from tqdm import tqdm  # here, because a network from a file does not need it
+
+    partial = f"{path}.{uuid.uuid4().hex}.partial"  # one for each process that downloads at the same time
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with urllib.request.urlopen(url, timeout=10) as response, open(partial, "wb") as file:
+            size = int(response.headers.get("Content-Length", 0))
+            with tqdm(total=size, desc=name, unit="B", unit_scale=True, disable=None) as progress:
+                while chunk := response.read(2**20):
+                    file.write(chunk)
+                    progress.update(len(chunk))
+        _check(partial, "md5", md5)
+        os.replace(partial, path)
+    except UserError:
+        os.remove(partial)
+        raise
+    except (urllib.error.URLError, OSError) as error:
+        raise UserError(
+            f"{name} is not cached, and cannot be downloaded ({error}); download {url} elsewhere and put it at {path}"
+        ) from None
+
+
+def _check(path: str, algorithm: str, expected: str) -> None:
+    """Raise UserError if the checksum of the file is not the expected one."""
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+    if found != expected:
+        raise UserError(f"{path} has {algorithm} {found}, expected {expected}: delete the file and download it again")

@@ -1,0 +1,261 @@
+"""The names and layouts of torchvision and Keras, as tables that convert their weights to our variables and back."""
+
+import itertools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgg_jax.errors import UserError
+from vgg_jax.model import COLUMNS, VGG
+from vgg_jax.weights.cleaning import torchvision_names
+
+Variables = dict[str, Any]
+
+# From Keras' layer names to ours. Its layouts are the same as ours.
+KERAS = {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"} | {
+    f"block{s}_conv{i}": f"conv{s}_{i}" for s in range(1, 6) for i in range(1, 5)
+}
+
+
+class Layout(NamedTuple):
+    """The conversions of one array between PyTorch and JAX: each returns a view, which is then copied and reshaped."""
+
+    from_torch: Callable[[np.ndarray], np.ndarray]
+    to_torch: Callable[[np.ndarray], np.ndarray]
+
+
+class Entry(NamedTuple):
+    """One array of a network: PyTorch's name, our path, the layout, PyTorch's shape and our shape."""
+
+    name: str
+    path: tuple[str, str, str]
+    layout: Layout
+    shape: tuple[int, ...]
+    our_shape: tuple[int, ...]
+
+
+VECTOR = Layout(lambda a: a, lambda a: a)
+DENSE = Layout(np.transpose, np.transpose)  # (out, in) <-> (in, out)
+CONV = Layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
+
+
+def dense_after_pool(size: int) -> Layout:
+    """Return the layout of the first dense layer: PyTorch flattens (C, size, size), we flatten (size, size, C)."""
+    return Layout(
+        lambda a: a.reshape(a.shape[0], -1, size, size).transpose(2, 3, 1, 0),
+        lambda a: a.reshape(size, size, -1, a.shape[1]).transpose(3, 2, 0, 1),
+    )
+
+
+def table(model: VGG, in_channels: int = 3) -> list[Entry]:
+    """Return an entry for each array of `model`, in torchvision's order.
+
+    Args:
+      model: the network.
+      in_channels: the number of channels of its images.
+    """
+    entries = []
+
+    def add(name: str, collection: str, module: str, leaf: str, layout: Layout, shape: tuple[int, ...]) -> None:
+        our_shape = (*shape[2:], *shape[1::-1])  # (out, in) becomes (in, out), OIHW becomes HWIO
+        entries.append(Entry(name, (collection, module, leaf), layout, shape, our_shape))
+
+    channels = in_channels
+    for index, layer in enumerate(itertools.chain(*model.stages)):
+        prefix = f"features.{index}"
+        if layer.kind == "conv":
+            size = layer.kernel_size
+            shape = (layer.features, channels, size, size)
+            add(f"{prefix}.weight", "params", layer.name, "kernel", CONV, shape)
+            add(f"{prefix}.bias", "params", layer.name, "bias", VECTOR, shape[:1])
+            channels = layer.features
+        elif layer.kind == "bn":
+            add(f"{prefix}.weight", "params", layer.name, "scale", VECTOR, (channels,))
+            add(f"{prefix}.bias", "params", layer.name, "bias", VECTOR, (channels,))
+            add(f"{prefix}.running_mean", "batch_stats", layer.name, "mean", VECTOR, (channels,))
+            add(f"{prefix}.running_var", "batch_stats", layer.name, "var", VECTOR, (channels,))
+
+    for index, layer in enumerate(model.head):
+        if layer.kind == "dense":
+            layout = DENSE if layer.kernel_size == 1 else dense_after_pool(layer.kernel_size)
+            width = channels * layer.kernel_size**2
+            add(f"classifier.{index}.weight", "params", layer.name, "kernel", layout, (layer.features, width))
+            add(f"classifier.{index}.bias", "params", layer.name, "bias", VECTOR, (layer.features,))
+            channels = layer.features
+    return entries
+
+
+def from_torch(state_dict: Mapping[str, Any], model: VGG | None = None) -> tuple[VGG, Variables]:
+    """Copy a state dict of torchvision or timm into a model and its variables.
+
+    Args:
+      state_dict: from names, with or without the prefix `module.`, to torch tensors or NumPy arrays.
+        `num_batches_tracked` is ignored.
+      model: the network of the weights. By default it is read off the state dict: depth, lrn, conv1x1, batch norm,
+        classes, hidden, pool_size and param_dtype; `dtype` is param_dtype, but at least float32. Without a classifier,
+        the network has no head: num_classes None, hidden (). Pass the model if its `pool_after` is not the default.
+
+    Returns:
+      (model, variables). The variables share no memory with `state_dict`.
+
+    Raises:
+      UserError: if names are missing or unexpected or shapes are wrong (the message lists all of them), or if the
+        weights are float64 and JAX's 64-bit mode is off.
+    """
+    arrays = torchvision_names(state_dict)
+    if model is None:
+        model = _read_model(arrays)
+    first = arrays.get("features.0.weight")
+    entries = table(model, first.shape[1] if first is not None and first.ndim == 4 else 3)
+    problems = _mismatches(arrays, entries)
+    if problems:
+        raise UserError(f"the state dict does not fit {_describe(model)}:\n  " + "\n  ".join(problems))
+
+    variables: Variables = {}
+    for name, (collection, module, leaf), layout, _, our_shape in entries:
+        dtype = model.param_dtype
+        if collection == "batch_stats":
+            dtype = jnp.promote_types(dtype, jnp.float32)
+        array = _copy(layout.from_torch(arrays[name]), dtype, axis=-1).reshape(our_shape)
+        if array.dtype != jax.dtypes.canonicalize_dtype(array.dtype):
+            raise UserError(
+                f"{name} is {array.dtype}, which JAX holds only in 64-bit mode: "
+                'call jax.config.update("jax_enable_x64", True) first, or convert the weights to float32'
+            )
+        variables.setdefault(collection, {}).setdefault(module, {})[leaf] = jnp.asarray(array)
+    return model, variables
+
+
+def to_torch(model: VGG, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the variables as a state dict of torchvision; the inverse of `from_torch`.
+
+    Args:
+      model: the network.
+      variables: its variables: `params`, and `batch_stats` with batch norm.
+
+    Returns:
+      From torchvision's names to NumPy arrays, in torchvision's order and layout. bfloat16 arrays have the dtype of
+      ml_dtypes. `num_batches_tracked` of batch norm, which has no counterpart here, is 0.
+
+    Raises:
+      UserError: if arrays are missing or unexpected or shapes are wrong; the message lists all of them.
+    """
+    flat = {
+        (collection, module, leaf): np.asarray(array)
+        for collection in ("params", "batch_stats")
+        for module, leaves in variables.get(collection, {}).items()
+        for leaf, array in leaves.items()
+    }
+    first = flat.get(("params", "conv1_1", "kernel"))
+    entries = table(model, first.shape[2] if first is not None and first.ndim == 4 else 3)
+    known = {entry.path for entry in entries}
+    problems = [f"unexpected {'/'.join(path)}" for path in flat if path not in known]
+    state_dict: dict[str, np.ndarray] = {}
+    for name, path, layout, shape, our_shape in entries:
+        if path not in flat:
+            problems.append(f"missing {'/'.join(path)}")
+        elif flat[path].shape != our_shape:
+            problems.append(f"{'/'.join(path)} has shape {flat[path].shape}, expected {our_shape}")
+        else:
+            state_dict[name] = _copy(layout.to_torch(flat[path]), flat[path].dtype, axis=0).reshape(shape)
+            if name.endswith("running_var"):
+                state_dict[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
+    if problems:
+        raise UserError(f"the variables do not fit {_describe(model)}:\n  " + "\n  ".join(problems))
+    return state_dict
+
+
+def from_keras(arrays: Mapping[str, list[np.ndarray]]) -> tuple[VGG, Variables]:
+    """Copy the weights of `keras.applications.VGG16` or `VGG19`, with or without the head.
+
+    Args:
+      arrays: from Keras' layer names (block1_conv1, ..., fc1, fc2, predictions) to [kernel, bias].
+
+    Returns:
+      (model, variables). The preprocessing of these weights is `vgg_jax.AUTHORS`.
+
+    Raises:
+      UserError: if layers are missing or unexpected or shapes are wrong; the message lists all of them.
+    """
+    unknown = sorted(arrays.keys() - KERAS.keys())
+    if unknown or not arrays:
+        raise UserError(f"found layers {unknown[:5]}; expected Keras' VGG: block1_conv1, ..., fc1, fc2, predictions")
+    counts = [
+        f"{layer} has {len(weights)} arrays, expected 2" for layer, weights in arrays.items() if len(weights) != 2
+    ]
+    if counts:
+        raise UserError("; ".join(counts))
+    params = {KERAS[layer]: dict(zip(("kernel", "bias"), weights, strict=True)) for layer, weights in arrays.items()}
+    has_head = "fc8" in params
+    depth = 19 if "conv3_4" in params else 16
+    model = (
+        VGG(depth, num_classes=params["fc8"]["kernel"].shape[-1])
+        if has_head
+        else VGG(depth, num_classes=None, hidden=())
+    )
+    # The detour over torchvision's names checks every name and shape.
+    return from_torch(to_torch(model, {"params": params}), model)
+
+
+def _copy(view: np.ndarray, dtype: Any, axis: int) -> np.ndarray:
+    """Return a C-ordered copy, made in blocks of 16 along the axis of the output features.
+
+    Copying the transposed fc6 in one pass misses the cache at every element: blocks take 0.6 s instead of 3.2 s.
+    """
+    copy = np.empty(view.shape, dtype)
+    source, target = np.moveaxis(view, axis, 0), np.moveaxis(copy, axis, 0)
+    for i in range(0, len(source), 16):
+        target[i : i + 16] = source[i : i + 16]
+    return copy
+
+
+def _read_model(arrays: Mapping[str, np.ndarray]) -> VGG:
+    """Return the network whose names and shapes match the state dict best."""
+    head = sorted(
+        (int(match.group(1)), array.shape)
+        for name, array in arrays.items()
+        if (match := re.fullmatch(r"classifier\.(\d+)\.weight", name)) and array.ndim == 2
+    )
+    if "features.0.weight" not in arrays:
+        raise UserError(
+            f"found no features.0.weight among {len(arrays)} names such as {sorted(arrays)[:3]}; "
+            "expected torchvision's or timm's names"
+        )
+    widths = tuple(shape[0] for _, shape in head)
+    param_dtype = arrays["features.0.weight"].dtype
+    common: dict[str, Any] = dict(
+        num_classes=widths[-1] if head else None,
+        hidden=widths[:-1],
+        pool_size=max(1, round((head[0][1][1] / 512) ** 0.5)) if head else 7,
+        param_dtype=jnp.dtype(param_dtype),
+        dtype=jnp.promote_types(param_dtype, jnp.float32) if param_dtype != np.float64 else jnp.dtype(param_dtype),
+    )
+    columns: list[dict[str, Any]] = [dict(depth=depth) for depth in COLUMNS]
+    columns += [dict(depth=11, lrn=True), dict(depth=16, conv1x1=True)]
+    try:
+        candidates = [VGG(**column, batch_norm=bn, **common) for column in columns for bn in (False, True)]
+    except ValueError as error:
+        raise UserError(f"its classifier is not a VGG's: {error}") from None
+    return min(candidates, key=lambda model: len(_mismatches(arrays, table(model))))
+
+
+def _mismatches(arrays: Mapping[str, np.ndarray], entries: list[Entry]) -> list[str]:
+    """Return one line for each name that is missing or unexpected and for each wrong shape."""
+    expected = {entry.name: entry.shape for entry in entries}
+    missing = [f"missing {name} {shape}" for name, shape in expected.items() if name not in arrays]
+    unexpected = [f"unexpected {name} {array.shape}" for name, array in arrays.items() if name not in expected]
+    shapes = [
+        f"{name} has shape {arrays[name].shape}, expected {shape}"
+        for name, shape in expected.items()
+        if name in arrays and arrays[name].shape != shape
+    ]
+    return missing + unexpected + shapes
+
+
+def _describe(model: VGG) -> str:
+    fields = ("depth", "batch_norm", "lrn", "conv1x1", "num_classes", "pool_size", "hidden", "pool_after")
+    return "VGG(" + ", ".join(f"{field}={getattr(model, field)}" for field in fields) + ")"
