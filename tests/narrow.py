@@ -3,10 +3,12 @@
 `python tests/narrow.py ARGUMENTS` runs `train.py ARGUMENTS` with such networks. A step takes a few milliseconds.
 """
 
+import os
 import pathlib
 import sys
 
 if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as train.py
     sys.path[0] = str(pathlib.Path(__file__).parent.parent)
 
 from vgg_jax.model import TABLE_1

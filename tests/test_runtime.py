@@ -78,3 +78,17 @@ def test_configure_sets_the_allocator_and_the_cache(updates, monkeypatch):
     configure()
     assert calls == ["keep"]
     assert "jax_compilation_cache_dir" in updates
+
+
+def test_configure_silences_warnings_of_libraries():
+    """Orbax warns four times when a network is loaded from a run; its errors still appear."""
+    code = """
+from absl import logging
+from vgg_jax.runtime import configure
+configure()
+logging.warning("a warning")
+logging.error("an error")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "an error" in done.stderr
+    assert "a warning" not in done.stderr

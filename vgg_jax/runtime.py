@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib.metadata
+import logging
 import os
 from typing import Any
 
@@ -14,6 +15,7 @@ COMPILATION_CACHE = os.path.join("~", ".cache", "vgg_jax", "compiled")
 
 def configure() -> None:
     """Apply all settings that a command shares with the others; call it before JAX runs its first program."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and TFDS warn of what no user has to change
     keep_freed_memory()
     use_compilation_cache()
 
