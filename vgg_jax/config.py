@@ -103,18 +103,18 @@ class Config:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)  # the network
     data: DataConfig = dataclasses.field(default_factory=DataConfig)  # the data
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)  # the optimizer
-    batch_size: int = 128  # batch size of an update, over all devices
+    batch_size: int = 128  # batch size of an update, over all devices; a multiple of accumulation_steps
     accumulation_steps: int = 1  # micro-batches per update (gradient accumulation); saves memory
     eval_batch_size: int = 512  # batch size of evaluation, over all devices
     num_epochs: float = 200.0  # length of the run in epochs
-    shard_head: bool = False  # shard the dense layers over the devices instead of replicating them
+    shard_head: bool = False  # shard the fully connected layers over the devices instead of replicating them
     flip_eval: bool = False  # evaluate the mean of the logits of each image and its horizontal flip
     label_smoothing: float = 0.0  # part of each label that the training loss spreads over all classes
     seed: int = 0  # seed of initialization, order of the data, augmentation and dropout
     init_from: str = ""  # source of the initial layers: weights file, directory of a run, or pretrained name
     init_layers: tuple[str, ...] = ("features",)  # layers taken from init_from: their names, "features" or "head"
-    freeze: tuple[str, ...] = ()  # layers that do not train, named likewise
-    max_skipped_steps: int = 10  # steps in a row skipped for values that are not finite, after which the run stops
+    freeze: tuple[str, ...] = ()  # layers to freeze: their names, "features" or "head"
+    max_skipped_steps: int = 10  # consecutive steps with NaN or infinite values after which the run stops
     log_every_steps: int = 50  # steps from one log line to the next
     eval_every_epochs: float = 1.0  # epochs from one evaluation to the next
     checkpoint_every_epochs: float = 1.0  # epochs from one checkpoint to the next
