@@ -39,7 +39,10 @@ def test_second_run_of_a_program_takes_no_new_pages():
         for how in ("keep", "return")
     }
     assert faults["keep"] < PAGES / 10
-    assert faults["return"] > PAGES / 2  # otherwise keep_freed_memory is not needed any more
+    if jax.__version_info__ < (0, 12):
+        assert faults["return"] > PAGES / 2  # otherwise keep_freed_memory is not needed any more
+    else:
+        assert faults["return"] < PAGES / 100  # XLA itself takes huge pages: 128 of 2 MiB for the array
 
 
 def test_allocator_is_unchanged_with_an_accelerator(monkeypatch):
