@@ -14,8 +14,8 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from benchmarks.throughput import circumstances, find_platform, measure  # noqa: E402
-from benchmarks.throughput_cells import Cell, flops, parse_cell  # noqa: E402
+from benchmarks.throughput import circumstances, find_platform, measure  # noqa: E402 - after the path
+from benchmarks.throughput_cells import Cell, flops, parse_cell  # noqa: E402 - after the path
 
 SWEEPS: dict[str, list[Cell]] = {
     "batch": [

@@ -39,8 +39,8 @@ import numpy as np
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from benchmarks.throughput_cells import Cell, flops, parse_cell, write_inputs  # noqa: E402
-from benchmarks.throughput_worker import ARMS, Process, busy_seconds  # noqa: E402
+from benchmarks.throughput_cells import Cell, flops, parse_cell, write_inputs  # noqa: E402 - after the path
+from benchmarks.throughput_worker import ARMS, Process, busy_seconds  # noqa: E402 - after the path
 
 MAIN = ("vgg16_bn-32-infer", "vgg16_bn-32-train", "vgg16-224-infer", "vgg16-224-train")
 OTHERS = tuple(
