@@ -208,6 +208,25 @@ def test_all_checkpoints_damaged_is_refused_without_changes(two_checkpoints, tmp
 
 
 @abandoned_reads
+@pytest.mark.parametrize("damaged", [False, True])
+def test_another_structure_of_the_state_is_no_damage(damaged, tmp_path):
+    """An optimizer with a mask has arrays of the same names and shapes, in a tree of another structure."""
+
+    def state(mask):
+        tx = optax.chain(optax.add_decayed_weights(0.1, mask), optax.sgd(0.1, momentum=0.9))
+        state = TrainState.create(apply_fn=None, params={"conv1_1": {"bias": jnp.ones(3)}}, tx=tx, batch_stats={})
+        return state.replace(step=jnp.asarray(10))
+
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(state(None), None)
+    checkpoints.close()
+    if damaged:
+        shutil.rmtree(tmp_path / "10" / "default")
+    found = "is damaged" if damaged else "are intact, but belong to an optimizer of another configuration"
+    with raises_user_error(str(tmp_path), found):
+        Checkpoints(str(tmp_path)).restore(state({"conv1_1": {"bias": True}}))
+
+
 def test_empty_directory_is_no_checkpoint(two_checkpoints, tmp_path):
     directory = tmp_path / "checkpoints"
     shutil.copytree(two_checkpoints, directory)

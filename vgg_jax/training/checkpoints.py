@@ -129,6 +129,7 @@ class Checkpoints:
             arrays, step, corrupt = _newest_whole(self._directory, saved_steps(self._directory), read)
         except UserError:
             self._check_dtypes(tree, checkpointer)  # arrays of another dtype fail their checksums too
+            self._check_structure()
             raise
         self._damaged |= corrupt
         self._latest_step = step
@@ -167,6 +168,17 @@ class Checkpoints:
             return
         found, expected = ({name: str(leaf.dtype) for name, leaf in named_leaves(t).items()} for t in (saved, tree))
         self._compare(found, expected)
+
+    def _check_structure(self) -> None:
+        """Raise UserError if a checkpoint is intact: then it is of an optimizer whose state has another structure."""
+        try:
+            read_latest(self._directory)
+        except UserError:
+            return
+        raise UserError(
+            f"the checkpoints in {self._directory} are intact, but belong to an optimizer of another configuration; "
+            "use the configuration of the run, or choose another --workdir"
+        )
 
     def _compare(self, saved: dict[str, Any], expected: dict[str, Any]) -> None:
         if saved != expected:
