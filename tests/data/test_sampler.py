@@ -21,7 +21,7 @@ def test_epoch_takes_each_example_once_but_the_last_batch():
 
 
 def test_micro_batches_have_the_examples_of_the_batch():
-    """Three batches of 30 of 100 examples make an epoch, and so do nine micro-batches of 10, although ten would fit."""
+    """100 examples make three batches of 30 or nine micro-batches of 10; a tenth would not complete a batch."""
     for step in range(7):
         micro_batches = [train_indices(3, 3 * step + i, 10, 100, accumulation_steps=3) for i in range(3)]
         np.testing.assert_array_equal(np.concatenate(micro_batches), train_indices(3, step, 30, 100))

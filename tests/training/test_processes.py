@@ -80,7 +80,7 @@ def test_two_processes_equal_one_and_one_resumes_after_a_kill(data_dir, tmp_path
         assert time.monotonic() - start < 60
         assert first.returncode == LOST
         assert "error: process 1 of 2 is lost" in error.splitlines()[-1]
-    # The steps of both processes equal those of one process, and so do the steps of one process that resumes.
+    # The steps of both processes, and of one process that resumes, equal those of an uninterrupted process.
     expected = lines(tmp_path / "one")
     assert len(expected) == 9 + 3
     trained = lines(tmp_path / "two")

@@ -261,7 +261,7 @@ def _open_session(
     config, directory = run.config, os.path.join(workdir, "checkpoints")
     source = _read_source(run) if config.init_from and not saved_steps(directory) else None
     write_config = stack.enter_context(open_run(workdir, config, allow_changes))
-    _ = run.train_loader, run.eval_loader  # may read the data, and so after the lock
+    _ = run.train_loader, run.eval_loader  # may read all the data; the lock comes first
     _describe(run, summary)
     stop = stack.enter_context(StopSignals())
     log(f"{len(run.train_split):,} training and {len(run.eval_split):,} evaluation images; {run.num_steps:,} steps")
