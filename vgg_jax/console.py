@@ -37,3 +37,8 @@ def log(line: str) -> None:
     """Print a line immediately, above the progress bar if there is one."""
     tqdm.write(line)
     sys.stdout.flush()
+
+
+def note(line: str) -> None:
+    """Print a remark to standard error, so that it is no part of a command's answer."""
+    tqdm.write(f"note: {line}", file=sys.stderr)

@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Array, Float
 
+from vgg_jax.console import note
 from vgg_jax.data.image_files import read_image
 from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError
@@ -46,8 +47,9 @@ class Network:
 
     model: VGG
     variables: Mapping[str, Any] = dataclasses.field(repr=False)
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None  # of the images; None if it is unknown
     classes: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)  # the names, if they are known
+    outputs: str = "softmax"  # what the logits mean: softmax, sigmoid or values
     source: str = "the network"  # where it was loaded from, for messages
 
     def preprocess(self, image: Image) -> Float[np.ndarray, "h w c"]:
@@ -63,10 +65,10 @@ class Network:
           UserError: if the image cannot be read, the array is of another kind, or the preprocessing does not give the
             channels that the network takes.
         """
-        self.check_preprocessing()
+        preprocessing = self.checked_preprocessing()
         if isinstance(image, str | os.PathLike):
-            return read_image(os.fspath(image), self.preprocessing)
-        return self.preprocessing(image if isinstance(image, PIL.Image.Image) else _to_pil(image))
+            return read_image(os.fspath(image), preprocessing)
+        return preprocessing(image if isinstance(image, PIL.Image.Image) else _to_pil(image))
 
     def __call__(self, images: Float[Array | np.ndarray, "n h w c"]) -> Float[Array, "n classes"]:
         """Return the logits of preprocessed images. The function is compiled once for each shape.
@@ -109,7 +111,7 @@ class Network:
         if top < 1:
             raise UserError(f"top is {top}; expected 1 or more")
         found = find_images(images)
-        self.check_preprocessing()
+        self.checked_preprocessing()
         if self.model.num_classes is None:
             raise UserError(f"{self.source} holds features only; expected a network with classes")
         # FAST compiles a second longer than PLAIN and saves 0.08 s per image (VGG-16, 2 cores of an EPYC).
@@ -145,10 +147,15 @@ class Network:
         Raises:
           UserError: if the suffix is another, or the file cannot be written.
         """
-        save_file(path, self.model, self.variables, self.preprocessing)
+        save_file(path, Loaded(self.model, self.variables, self.preprocessing, self.classes, self.outputs))
 
-    def check_preprocessing(self) -> None:
-        """Raise UserError if the preprocessing does not give the channels that the network takes."""
+    def checked_preprocessing(self) -> Preprocessing:
+        """Return the preprocessing; raise UserError if it is unknown or gives other channels than the network takes."""
+        if self.preprocessing is None:
+            raise UserError(
+                f"{self.source} does not state the preprocessing of its images; expected that of its training: pass "
+                "preprocessing, such as vgg_jax.IMAGENET, to vgg_jax.load, or --preprocessing to the command"
+            )
         channels = self.variables["params"]["conv1_1"]["kernel"].shape[2]
         if channels != len(self.preprocessing.mean):
             raise UserError(
@@ -156,6 +163,7 @@ class Network:
                 f"{len(self.preprocessing.mean)}; expected that of its training: use a run's directory or a "
                 ".safetensors file that vgg_jax wrote, or pass preprocessing to vgg_jax.load"
             )
+        return self.preprocessing
 
     @functools.cached_property
     def _logits(self) -> Any:
@@ -197,6 +205,8 @@ def load(
     features_only: bool = False,
     preprocessing: Preprocessing | None = None,
     classes: Sequence[str] | None = None,
+    outputs: str | None = None,
+    step: str = "latest",
 ) -> Network:
     """Load a network.
 
@@ -206,7 +216,9 @@ def load(
       features_only: drop the head.
       preprocessing: the preprocessing of the network's images. By default that of the source, or if it has none,
         torchvision's for ImageNet.
-      classes: the names of the classes. By default ImageNet's if there are 1000 classes, else None.
+      classes: the names of the classes. By default those of the source, else None.
+      outputs: what the logits mean: softmax, sigmoid or values. By default that of the source, else softmax.
+      step: the checkpoint of a run: latest, best or the number of a step.
 
     Returns:
       The network.
@@ -215,7 +227,10 @@ def load(
       UserError: if the source is missing or damaged, is not a VGG, or has another number of classes.
     """
     source = os.fspath(source)
-    model, variables, own_preprocessing = _read(source)
+    loaded = _read(source, features_only, step)
+    model, variables = loaded.model, loaded.variables
+    for line in loaded.notes:
+        note(f"{source}: {line}")
     if features_only:
         head = [layer.name for layer in model.head]
         params = {name: leaves for name, leaves in variables["params"].items() if name not in head}
@@ -227,7 +242,9 @@ def load(
             f"{source} has {model.num_classes or 'no'} classes; found {len(classes)} names: pass a name for each class"
         )
     names = None if classes is None else tuple(classes)
-    return Network(model, variables, preprocessing or own_preprocessing, names, source)
+    return Network(
+        model, variables, preprocessing or loaded.preprocessing, names, outputs or loaded.outputs or "softmax", source
+    )
 
 
 def find_images(images: Image | Sequence[Image]) -> list[tuple[str, Image]]:
@@ -265,11 +282,11 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(text.splitlines())
 
 
-def _read(source: str) -> Loaded:
+def _read(source: str, features_only: bool, step: str) -> Loaded:
     if source not in NAMES and os.path.isdir(source):
         from vgg_jax.training.run_weights import load_run  # here, because only a run needs Orbax
 
-        return Loaded(*load_run(source))
+        return load_run(source, step)
     if source not in NAMES and not os.path.exists(source):
         raise UserError(
             f"{source} does not exist; expected a .pth, .safetensors or .h5 file, a run's directory, or one of "

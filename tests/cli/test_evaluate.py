@@ -11,7 +11,7 @@ from vgg_jax.cli import evaluate
 from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.evaluation import results
 from vgg_jax.evaluation.protocols import PROTOCOLS
-from vgg_jax.weights.formats import save_file
+from vgg_jax.weights.formats import Loaded, save_file
 
 # VGG-11 with all its pools and a head for one position: crops of 32 pixels.
 TINY, TINY_PREPARE = dict(depth=11, pool_size=1, hidden=(16,)), Preprocessing(resize=36, crop=32)
@@ -36,7 +36,7 @@ def write_imagenet(path, count):
         model = VGG(**TINY)
         variables = jax.tree.map(lambda leaf, factor=factor: leaf * factor, random_variables(model, 32, 32, 3))
         variables["params"]["fc8"]["kernel"] *= 100  # so that posteriors differ
-        save_file(path / f"{name}.safetensors", model, variables, TINY_PREPARE)
+        save_file(path / f"{name}.safetensors", Loaded(model, variables, TINY_PREPARE))
     return path
 
 

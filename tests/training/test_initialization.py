@@ -27,7 +27,7 @@ from vgg_jax.training.run_directory import open_run
 from vgg_jax.training.state import create_train_state
 from vgg_jax.training.step import eval_step, train_step
 from vgg_jax.training.validation import check_config, create_model
-from vgg_jax.weights.formats import save_file
+from vgg_jax.weights.formats import Loaded, save_file
 
 SMALL = dict(depth=11, batch_norm=True, pool_size=1, pool_after=(1, 2, 3, 4))
 IMAGE_SHAPE = (16, 16, 1)
@@ -237,7 +237,7 @@ def test_source_with_other_features_is_refused_and_bgr_reversed(tmp_path, capsys
     config.model = ModelConfig(**fields, batch_norm=False)
     model = create_model(config.model)
     variables = random_variables(model, 32, 32, 3)
-    save_file(config.init_from, model, variables, dataclasses.replace(AUTHORS, resize=32, crop=32))
+    save_file(config.init_from, Loaded(model, variables, dataclasses.replace(AUTHORS, resize=32, crop=32)))
     kernel = source_variables(config, model)["params"]["conv1_1"]["kernel"]
     np.testing.assert_array_equal(kernel, variables["params"]["conv1_1"]["kernel"][:, :, ::-1])
     assert "note: " in capsys.readouterr().out

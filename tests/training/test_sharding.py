@@ -17,7 +17,7 @@ from vgg_jax.training.optimizer import make_optimizer
 from vgg_jax.training.sharding import AXIS, state_shardings, with_sharded_head
 from vgg_jax.training.state import TrainState
 from vgg_jax.training.step import train_step
-from vgg_jax.weights.formats import save_file
+from vgg_jax.weights.formats import Loaded, save_file
 
 IMAGE_SHAPE = (16, 16, 3)
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # rounding by another order of summation, after five steps
@@ -114,7 +114,7 @@ def test_each_device_holds_a_shard_of_head_and_momentum():
 def test_head_sharding_is_not_saved(tmp_path):
     model = with_sharded_head(VGG(11, num_classes=16, pool_size=1, hidden=()), mesh_of(8))
     path = tmp_path / "net.safetensors"
-    save_file(path, model, random_variables(model, 32, 32, 3))
+    save_file(path, Loaded(model, random_variables(model, 32, 32, 3)))
     assert load(path).model.head_sharding is None
 
 

@@ -12,7 +12,7 @@ from vgg_jax import VGG
 from vgg_jax.data.preprocessing import AUTHORS, IMAGENET
 from vgg_jax.weights import download
 from vgg_jax.weights.download import load_pretrained
-from vgg_jax.weights.formats import save_file
+from vgg_jax.weights.formats import Loaded, save_file
 
 
 def test_file_from_the_hub_is_checked(tmp_path, monkeypatch):
@@ -22,7 +22,7 @@ def test_file_from_the_hub_is_checked(tmp_path, monkeypatch):
     monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
     model = VGG(11, num_classes=3, hidden=(8, 8))
     variables = variables_of(model)
-    save_file(tmp_path / "model.safetensors", model, variables)
+    save_file(tmp_path / "model.safetensors", Loaded(model, variables))
     content = (tmp_path / "model.safetensors").read_bytes()
     blob = tmp_path / hashlib.sha256(content).hexdigest()
     blob.write_bytes(content)
@@ -57,7 +57,7 @@ def test_offline_error_names_the_url_and_the_place(tmp_path, monkeypatch):
         load_pretrained("vgg16")
     model = VGG(11, num_classes=3, pool_size=1, hidden=())
     variables = variables_of(model)
-    save_file(placed, model, variables)
+    save_file(placed, Loaded(model, variables))
     assert_equal_trees(load_pretrained("vgg16").variables, variables)
 
     monkeypatch.setattr("vgg_jax.weights.download.KERAS_URL", "file:///nowhere/{net}.h5")
@@ -78,7 +78,7 @@ def test_authors_weights_are_downloaded_once_and_checked(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "cache") == []
     md5 = hashlib.md5((tmp_path / "vgg16.h5").read_bytes()).hexdigest()
     monkeypatch.setitem(download.AUTHORS_MD5, "vgg16_caffe", md5)
-    model, variables, preprocessing = load_pretrained("vgg16_caffe")
+    model, variables, preprocessing, *_ = load_pretrained("vgg16_caffe")
     assert model.depth == 16
     np.testing.assert_array_equal(
         variables["params"]["conv1_1"]["kernel"], network.get_layer("block1_conv1").get_weights()[0]

@@ -17,7 +17,7 @@ from tests.conftest import raises_user_error, relative_error
 from tests.weights.test_layouts import assert_equal_trees, variables_of
 from vgg_jax import VGG, to_torch
 from vgg_jax.data.preprocessing import AUTHORS, FEATURES, IMAGENET, Preprocessing
-from vgg_jax.weights.formats import load_file, save_file
+from vgg_jax.weights.formats import Loaded, load_file, save_file
 
 SMALL = dict(depth=11, num_classes=3, pool_size=1, hidden=(8, 8))
 
@@ -28,8 +28,8 @@ def test_files_round_trip_bit_for_bit(suffix, dtype, tmp_path):
     model = VGG(**SMALL, batch_norm=True, param_dtype=dtype)
     variables = variables_of(model)
     path = tmp_path / f"weights{suffix}"
-    save_file(path, model, variables, FEATURES)
-    read, back, preprocessing = load_file(path)
+    save_file(path, Loaded(model, variables, FEATURES))
+    read, back, preprocessing, *_ = load_file(path)
     assert_equal_trees(back, variables)
     for field in ("depth", "batch_norm", "num_classes", "hidden", "pool_size", "dtype", "param_dtype"):
         assert getattr(read, field) == getattr(model, field), field
@@ -40,8 +40,8 @@ def test_files_round_trip_bit_for_bit(suffix, dtype, tmp_path):
 def test_safetensors_hold_all_model_fields(tmp_path):
     model = VGG(11, num_classes=3, pool_size=1, hidden=(), pool_after=(1, 3), dropout_rate=0.25, remat=True)
     variables = variables_of(model)
-    save_file(tmp_path / "w.safetensors", model, variables)
-    read, back, _ = load_file(tmp_path / "w.safetensors")
+    save_file(tmp_path / "w.safetensors", Loaded(model, variables))
+    read, back, *_ = load_file(tmp_path / "w.safetensors")
     assert read == model
     assert_equal_trees(back, variables)
 
@@ -68,7 +68,7 @@ def test_timm_files_are_read(tmp_path):
     timm = timm_names(state_dict)
     assert timm["pre_logits.fc1.weight"].shape == (16, 512, 7, 7)
     save_arrays(timm, tmp_path / "timm.safetensors")
-    read, back, _ = load_file(tmp_path / "timm.safetensors")
+    read, back, *_ = load_file(tmp_path / "timm.safetensors")
     assert_equal_trees(back, variables)
     assert_equal_trees(to_torch(read, back), state_dict)
 
@@ -86,7 +86,7 @@ def test_content_decides_the_format(suffix, tmp_path):
     """The Hugging Face hub has state dicts of PyTorch that are called pytorch_model.bin."""
     model = VGG(**SMALL)
     variables = variables_of(model)
-    save_file(tmp_path / f"weights{suffix}", model, variables)
+    save_file(tmp_path / f"weights{suffix}", Loaded(model, variables))
     for name in ("pytorch_model.bin", "weights.h5"):
         (tmp_path / f"weights{suffix}").rename(tmp_path / name)
         assert_equal_trees(load_file(tmp_path / name).variables, variables)
@@ -114,7 +114,7 @@ def test_empty_or_missing_classifier_gives_no_head(tmp_path):
     torch.save({k: a for k, a in tensors.items() if k.startswith("features")}, tmp_path / "bare.pth")
     del variables["params"]["fc8"]
     for name, expected in (("nan.pth", FEATURES), ("bare.pth", IMAGENET)):
-        read, back, preprocessing = load_file(tmp_path / name)
+        read, back, preprocessing, *_ = load_file(tmp_path / name)
         assert (read.num_classes, read.hidden, preprocessing) == (None, (), expected)
         assert_equal_trees(back, variables)
 
@@ -153,7 +153,7 @@ def test_keras_files_give_keras_logits(depth, layout, keras, tmp_path):
         published_layout(network, path)
     else:
         network.save(path)
-    model, variables, preprocessing = load_file(path)
+    model, variables, preprocessing, *_ = load_file(path)
     assert (model.depth, model.num_classes, preprocessing) == (depth, 1000, AUTHORS)
 
     raw = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
@@ -166,7 +166,7 @@ def test_keras_files_give_keras_logits(depth, layout, keras, tmp_path):
 def test_keras_file_without_head_is_read(keras, tmp_path):
     network = keras.applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3))
     published_layout(network, tmp_path / "notop.h5")
-    model, variables, _ = load_file(tmp_path / "notop.h5")
+    model, variables, *_ = load_file(tmp_path / "notop.h5")
     assert (model.depth, model.num_classes, model.hidden) == (16, None, ())
     x = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
     maps = model.clone(pool_size=1).apply(variables, x)

@@ -18,7 +18,7 @@ import torch
 from tests.conftest import raises_user_error
 from tests.weights.test_layouts import variables_of
 from vgg_jax import VGG, from_torch, load, to_torch
-from vgg_jax.weights.formats import load_file, save_file
+from vgg_jax.weights.formats import Loaded, load_file, save_file
 
 SMALL = dict(depth=11, num_classes=3, pool_size=1, hidden=(8, 8))
 
@@ -38,9 +38,9 @@ def test_wrong_files_are_named_and_refused(tmp_path):
         load(tmp_path / "empty")
     model = VGG(**SMALL)
     with raises_user_error("expected .pth, .pt or .safetensors"):
-        save_file(tmp_path / "w.npz", model, variables_of(model))
+        save_file(tmp_path / "w.npz", Loaded(model, variables_of(model)))
     with raises_user_error("missing, the folder of w.pth, does not exist"):
-        save_file(tmp_path / "missing" / "w.pth", model, variables_of(model))
+        save_file(tmp_path / "missing" / "w.pth", Loaded(model, variables_of(model)))
 
 
 def test_damaged_pth_files_are_refused(tmp_path):
@@ -60,7 +60,7 @@ def test_nonfinite_weights_are_refused(tmp_path):
     model = VGG(**SMALL)
     variables = variables_of(model)
     variables["params"]["conv2_1"]["kernel"] = variables["params"]["conv2_1"]["kernel"].at[0, 0, 0, 0].set(jnp.nan)
-    save_file(tmp_path / "nan.safetensors", model, variables)
+    save_file(tmp_path / "nan.safetensors", Loaded(model, variables))
     with raises_user_error("nan.safetensors", "not finite, in params/conv2_1/kernel"):
         load_file(tmp_path / "nan.safetensors")
 

@@ -43,14 +43,14 @@ def evaluate(options: argparse.Namespace) -> list[tuple[Result, str]]:
 
     data, split = _open_data(options)
     net = load(options.workdir or options.weights)
-    net.check_preprocessing()
-    train_scale, single, multi = scales(data, net.preprocessing.resize)
+    preprocessing = net.checked_preprocessing()
+    train_scale, single, multi = scales(data, preprocessing.resize)
     if options.scales:
         single, multi = options.scales[0], tuple(options.scales)
     protocols = PROTOCOLS if options.protocol == "all" else (options.protocol,)
     results = []
     for result in evaluate_split(
-        *(net.model, net.variables, net.preprocessing, split, protocols),
+        *(net.model, net.variables, preprocessing, split, protocols),
         *((train_scale, single, multi), options.batch_size),
     ):
         folder = options.output or os.path.join(options.workdir or "", "posteriors")

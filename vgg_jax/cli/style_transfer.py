@@ -35,8 +35,7 @@ def run(content: str, style: str, out: str, weights: str, size: int, steps: int,
     if problems := [problem for problem, holds in checks if not holds]:
         raise UserError("\n".join(problems))
     net = load(weights)
-    net.check_preprocessing()
-    preprocessing = net.preprocessing
+    preprocessing = net.checked_preprocessing()
     images = [read_image(path, lambda image: preprocessing.uncropped(image, size))[None] for path in (content, style)]
     image = style_transfer(net.model, net.variables, images[0], images[1], style_weight, steps)
     try:

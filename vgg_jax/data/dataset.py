@@ -31,6 +31,7 @@ class Split:
     num_classes: int
     channels: int
     views: Views
+    class_names: tuple[str, ...] = ()  # by label; () if they are unknown
 
     def select(self, classes: Sequence[int], per_class: int = 0, seed: int = 0) -> "Split":
         """Return the split of some examples, in their order.

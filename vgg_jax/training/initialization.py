@@ -7,11 +7,11 @@ import numpy as np
 
 from vgg_jax.config import Config
 from vgg_jax.console import log
-from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
 from vgg_jax.training.run_weights import load_run
 from vgg_jax.weights.download import NAMES, load_weights
+from vgg_jax.weights.formats import Loaded
 
 
 def source_variables(config: Config, model: VGG) -> dict[str, Any]:
@@ -26,7 +26,8 @@ def source_variables(config: Config, model: VGG) -> dict[str, Any]:
     Raises:
       UserError: if the source cannot be read, or all its features are to be taken and differ from those of the model.
     """
-    source, variables, preprocessing = _load_source(config.init_from)
+    loaded = _load_source(config.init_from)
+    source, variables, preprocessing = loaded.model, loaded.variables, loaded.preprocessing
     if "features" in config.init_layers and source.stages != model.stages:
         differences = [
             f"{field} {getattr(source, field)}, expected {getattr(model, field)}"
@@ -37,6 +38,9 @@ def source_variables(config: Config, model: VGG) -> dict[str, Any]:
             f"the features of config.init_from, {config.init_from}, differ from those of config.model: "
             f"it has {'; '.join(differences)}; choose another source, or set config.model to match"
         )
+    if preprocessing is None:
+        log(f"note: {config.init_from} does not state its preprocessing; config.data should be that of its training")
+        return dict(variables)
     mean, std = preprocessing.mean, preprocessing.std
     if preprocessing.channel_order == "BGR":
         kernel = variables["params"]["conv1_1"]["kernel"]
@@ -51,7 +55,7 @@ def source_variables(config: Config, model: VGG) -> dict[str, Any]:
     return dict(variables)
 
 
-def _load_source(name_or_path: str) -> tuple[VGG, Any, Preprocessing]:
+def _load_source(name_or_path: str) -> Loaded:
     """Load a run by its directory, weights by their file, or a pretrained network by its name."""
     is_run = name_or_path not in NAMES and os.path.isdir(name_or_path)
     return load_run(name_or_path) if is_run else load_weights(name_or_path)

@@ -14,13 +14,15 @@ from vgg_jax.training.checksums import named_leaves
 from vgg_jax.training.run_directory import read_config
 from vgg_jax.training.state import evaluated_variables
 from vgg_jax.training.validation import create_model
+from vgg_jax.weights.formats import Loaded
 
 
-def load_run(path: str | os.PathLike[str]) -> tuple[VGG, dict[str, Any], Preprocessing]:
+def load_run(path: str | os.PathLike[str], step: str = "latest") -> Loaded:
     """Load the network that a run has trained.
 
     Args:
       path: the directory of the run.
+      step: the checkpoint to load: latest, best or the number of a step.
 
     Returns:
       The model, its variables (the exponential moving averages if the run has any), and the preprocessing of the run's
@@ -50,7 +52,7 @@ def load_run(path: str | os.PathLike[str]) -> tuple[VGG, dict[str, Any], Preproc
     data = config.data
     _check_fits(path, model, variables, (data.image_size, data.image_size, len(data.mean)))
     order = "L" if len(data.mean) == 1 else "RGB"
-    return model, variables, Preprocessing(data.resize, data.image_size, data.mean, data.std, order)
+    return Loaded(model, variables, Preprocessing(data.resize, data.image_size, data.mean, data.std, order))
 
 
 def _check_fits(path: str, model: VGG, variables: dict[str, Any], image_shape: tuple[int, int, int]) -> None:

@@ -31,8 +31,11 @@ class Loaded(NamedTuple):
     """A network as a file holds it."""
 
     model: VGG
-    variables: Variables
-    preprocessing: Preprocessing  # from the file, else that of the format's ImageNet weights
+    variables: Mapping[str, Any]
+    preprocessing: Preprocessing | None = None  # of the images; None if the file does not state it
+    classes: tuple[str, ...] | None = None  # the names of the classes, if they are known
+    outputs: str | None = None  # what the logits mean: softmax, sigmoid or values; None if the file does not state it
+    notes: tuple[str, ...] = ()  # what the reader assumed, unwrapped, renamed or left out, one line each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ def load_file(path: str | os.PathLike[str]) -> Loaded:
       path: the file.
 
     Returns:
-      (model, variables, preprocessing).
+      The network, and what the file states about its images and classes.
 
     Raises:
       UserError: if the file is missing, damaged or of another kind, or its weights are not a VGG's; the message lists
@@ -78,9 +81,7 @@ def load_file(path: str | os.PathLike[str]) -> Loaded:
         raise UserError(f"{path}: {error}") from None
 
 
-def save_file(
-    path: str | os.PathLike[str], model: VGG, variables: Mapping[str, Any], preprocessing: Preprocessing = IMAGENET
-) -> None:
+def save_file(path: str | os.PathLike[str], network: Loaded) -> None:
     """Save a network under torchvision's names. The suffix decides the format; the file appears complete or not at all.
 
     A .safetensors file holds the model's fields and the preprocessing in its metadata. A .pth file, which needs torch,
@@ -88,9 +89,7 @@ def save_file(
 
     Args:
       path: the file, which is overwritten if it exists.
-      model: the network.
-      variables: its variables.
-      preprocessing: the preprocessing of its images.
+      network: the network.
 
     Raises:
       UserError: if the suffix is not one of a format that can be written, the variables do not fit the model, or the
@@ -100,7 +99,7 @@ def save_file(
     write = _writer(path)
     partial = f"{path}.partial"
     try:
-        write(partial, Loaded(model, dict(variables), preprocessing))
+        write(partial, network)
         os.replace(partial, path)
     except Exception as error:  # the libraries raise several kinds if the disk is full or read-only
         with contextlib.suppress(OSError):
@@ -242,7 +241,8 @@ def _read_safetensors(path: str) -> Loaded:
         fields = _with_tuples(json.loads(metadata["vgg"]))
         param_dtype = arrays["features.0.weight"].dtype
         model = VGG(**fields, dtype=np.dtype(metadata["dtype"]), param_dtype=param_dtype)
-        preprocessing = Preprocessing(**_with_tuples(json.loads(metadata["preprocessing"])))
+        stated = json.loads(metadata.get("preprocessing", "null"))
+        preprocessing = None if stated is None else Preprocessing(**_with_tuples(stated))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"its metadata do not describe a VGG: {error}") from None
     return Loaded(*_from_arrays(arrays, model), preprocessing)
@@ -253,8 +253,9 @@ def _write_safetensors(path: str, network: Loaded) -> None:
     metadata = {
         "vgg": json.dumps({name: getattr(model, name) for name in MODEL_FIELDS}),
         "dtype": np.dtype(model.dtype).name,
-        "preprocessing": json.dumps(dataclasses.asdict(network.preprocessing)),
     }
+    if network.preprocessing is not None:
+        metadata["preprocessing"] = json.dumps(dataclasses.asdict(network.preprocessing))
     safetensors.numpy.save_file(to_torch(model, network.variables), path, metadata)
 
 
