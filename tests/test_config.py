@@ -27,7 +27,8 @@ def test_shipped_configs_are_valid_and_documented(path):
     spec.loader.exec_module(module)
     config = module.get_config()
     check_config(config)
-    assert create_model(resolve_dtype(config).model).depth == config.model.depth
+    model = dataclasses.replace(config.model, num_classes=config.model.num_classes or 10)
+    assert create_model(resolve_dtype(dataclasses.replace(config, model=model)).model).depth == config.model.depth
     for part in ("Source:", f"Command: python train.py --config configs/{path.name}", "Cost", "esult"):
         assert part in module.__doc__
 
@@ -143,7 +144,12 @@ def test_bfloat16_on_cpu_logs_a_warning(monkeypatch, capsys):
 
 def test_model_with_unresolved_dtype_is_refused():
     with raises_user_error("dtype is 'auto'; expected float32, bfloat16 or float64"):
-        create_model(ModelConfig(dtype="auto"))
+        create_model(ModelConfig(dtype="auto", num_classes=10))
+
+
+def test_model_with_unresolved_classes_is_refused():
+    with raises_user_error("num_classes is 0; expected the number of classes of the data"):
+        create_model(ModelConfig())
 
 
 def test_every_field_is_documented_beside_it():

@@ -1,5 +1,6 @@
 """`vgg_jax.load` and the network that it returns."""
 
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -12,8 +13,8 @@ import pytest
 import vgg_jax
 from tests.conftest import photographs, raises_user_error, random_variables
 from tests.weights.test_layouts import assert_equal_trees
-from vgg_jax import CIFAR10, IMAGENET, VGG, Network, load
-from vgg_jax.data.preprocessing import Preprocessing
+from vgg_jax import AUTHORS, CIFAR10, IMAGENET, VGG, Network, load
+from vgg_jax.data.preprocessing import FEATURES, Preprocessing
 from vgg_jax.features import layer_activations
 from vgg_jax.network import imagenet_classes
 from vgg_jax.weights.formats import Loaded
@@ -26,7 +27,7 @@ THREE = VGG(11, num_classes=3, pool_size=1, hidden=(8,))
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "vgg.safetensors"
-    Network(MODEL, random_variables(MODEL, 32, 32, 3), SMALL_VIEW).save(path)
+    Network(MODEL, random_variables(MODEL, 32, 32, 3), SMALL_VIEW, imagenet_classes()).save(path)
     return str(path)
 
 
@@ -90,6 +91,15 @@ def test_one_pixel_is_an_image(net, tmp_path):
     assert len(result.labels) == 5
 
 
+def test_1000_classes_are_not_taken_for_imagenets(weights, net, tmp_path):
+    """Only the file, the name of a pretrained network or the user can state that the classes are ImageNet's."""
+    for name in ("vgg.safetensors", "vgg.pth"):
+        dataclasses.replace(net, classes=None).save(tmp_path / name)
+        assert load(tmp_path / name).classes is None
+    (result,) = load(tmp_path / name).predict(photographs(1))
+    assert result.names == tuple(map(str, result.labels))
+
+
 def test_imagenet_classes_are_torchvisions(net, torchvision):
     categories = torchvision.models.VGG16_Weights.IMAGENET1K_V1.meta["categories"]
     assert list(imagenet_classes()) == list(net.classes) == categories
@@ -144,6 +154,20 @@ def test_features_only_drops_the_head(three):
 def test_given_preprocessing_replaces_that_of_the_file(three):
     assert load(three).preprocessing == SMALL_VIEW
     assert load(three, preprocessing=CIFAR10).preprocessing == CIFAR10
+    for wrong, line in (
+        (dict(mean=(123.68, 116.779, 103.939)), "expected that of pixels in [0, 1]: divide the mean and std of pixels"),
+        (dict(std=(58.4, 57.1, 57.4)), "expected that of pixels in [0, 1], above 0: divide that of pixels by 255"),
+        (dict(std=(0.0, 0.2, 0.2)), "above 0"),
+        (dict(channel_order="L"), "expected 1 of each for the channel order L"),
+        (dict(channel_order="RGBA"), "expected one of RGB, BGR, L"),
+        (dict(resize=200), "the short side is resized to 200; expected at least the crop of 224"),
+    ):
+        with raises_user_error(line):
+            load(three, preprocessing=Preprocessing(**wrong))
+    with raises_user_error("outputs is 'argmax'; expected one of softmax, sigmoid, values"):
+        load(three, outputs="argmax")
+    for known in (IMAGENET, AUTHORS, CIFAR10, FEATURES):
+        known.check()
 
 
 @pytest.mark.parametrize("name", ["vgg.safetensors", "vgg.pth"])
@@ -153,7 +177,7 @@ def test_saved_network_is_loaded_unchanged(name, three, tmp_path):
     back = load(tmp_path / name)
     assert back.model == net.model
     assert_equal_trees(back.variables, net.variables)
-    assert back.preprocessing == (SMALL_VIEW if name == "vgg.safetensors" else IMAGENET)
+    assert back.preprocessing == SMALL_VIEW
 
 
 def test_pretrained_names_come_before_files(three, monkeypatch, tmp_path):

@@ -33,7 +33,7 @@ class ModelConfig:
     batch_norm: bool = True  # batch norm after each convolution
     lrn: bool = False  # local response normalization after conv1_1 (column A-LRN); needs depth 11
     conv1x1: bool = False  # 1x1 kernels in the last convolution of stages 3 to 5 (column C); needs depth 16
-    num_classes: int = 10  # number of classes, the width of the last layer fc8
+    num_classes: int = 0  # number of classes, the width of the last layer fc8; 0: that of the data
     pool_size: int = 1  # side of the adaptive average pool's output before the head; 7 in the paper
     hidden: tuple[int, ...] = ()  # widths of the hidden layers fc6 and fc7, at most two; (): only fc8
     pool_after: tuple[int, ...] = (1, 2, 3, 4, 5)  # stages, from 1 to 5, that end in a max pool
@@ -52,6 +52,7 @@ class DataConfig:
     train_split: str = "train"  # training split in the notation of TFDS, such as train[:90%]
     eval_split: str = "test"  # evaluation split, likewise
     classes: tuple[int, ...] = ()  # labels of the images to use, in rising order, unchanged; (): all images
+    class_names: tuple[str, ...] = ()  # names of all classes by label; (): those that the data state, if any
     images_per_class: int = 0  # number of training images of each class, drawn by the seed; 0: all images
     image_size: int = 32  # side of the square input in pixels
     resize: int = 32  # short side of the test view in pixels, before its center crop of image_size
@@ -235,6 +236,8 @@ def _data_checks(data: DataConfig) -> list[Check]:
     rises = len(scale) == 2 and data.image_size <= scale[0] <= scale[1]
     return [
         ("data.classes", data.classes == tuple(sorted(set(data.classes))), "labels in rising order"),
+        ("data.class_names", len(set(data.class_names)) == len(data.class_names) and "" not in data.class_names,
+         "a different name for each class"),
         ("data.images_per_class", data.images_per_class >= 0, "0 or more"),
         ("data.image_size", data.image_size > 0, "1 or more"),
         ("data.resize", data.resize >= data.image_size, f"at least config.data.image_size, {data.image_size}"),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.resources
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -20,6 +19,8 @@ from vgg_jax.features.activations import layer_activations
 from vgg_jax.model import PLAIN, VGG
 from vgg_jax.weights.download import NAMES, load_weights
 from vgg_jax.weights.formats import Loaded, save_file
+from vgg_jax.weights.imagenet_classes import imagenet_classes as imagenet_classes
+from vgg_jax.weights.metadata import OUTPUTS
 
 Path: TypeAlias = str | os.PathLike[str]
 Image: TypeAlias = Path | PIL.Image.Image | np.ndarray
@@ -139,7 +140,7 @@ class Network:
         return activations
 
     def save(self, path: Path) -> None:
-        """Save the network as .safetensors, with its preprocessing, or as .pth, which holds only the arrays.
+        """Save the network as .safetensors or .pth, with its fields, preprocessing, class names and outputs.
 
         Args:
           path: the file, which is overwritten if it exists.
@@ -154,7 +155,8 @@ class Network:
         if self.preprocessing is None:
             raise UserError(
                 f"{self.source} does not state the preprocessing of its images; expected that of its training: pass "
-                "preprocessing, such as vgg_jax.IMAGENET, to vgg_jax.load, or --preprocessing to the command"
+                "--preprocessing imagenet, authors or cifar10, or --mean, --std, --resize, --crop and --channel-order "
+                "(in Python: load(..., preprocessing=vgg_jax.IMAGENET) or another)"
             )
         channels = self.variables["params"]["conv1_1"]["kernel"].shape[2]
         if channels != len(self.preprocessing.mean):
@@ -214,9 +216,9 @@ def load(
       source: the name of a pretrained network (see `weights.download.load_pretrained`), a file of weights (.pth,
         .safetensors or Keras' .h5), or the directory of a training run.
       features_only: drop the head.
-      preprocessing: the preprocessing of the network's images. By default that of the source, or if it has none,
-        torchvision's for ImageNet.
-      classes: the names of the classes. By default those of the source, else None.
+      preprocessing: the preprocessing of the network's images, in place of that of the source. By default that of the
+        source, or None if the source does not state it: then whatever needs it raises UserError.
+      classes: the names of the classes, in place of those of the source. By default those of the source, or None.
       outputs: what the logits mean: softmax, sigmoid or values. By default that of the source, else softmax.
       step: the checkpoint of a run: latest, best or the number of a step.
 
@@ -224,9 +226,14 @@ def load(
       The network.
 
     Raises:
-      UserError: if the source is missing or damaged, is not a VGG, or has another number of classes.
+      UserError: if the source is missing or damaged, is not a VGG, or has another number of classes, or the
+        preprocessing or the outputs are not valid.
     """
     source = os.fspath(source)
+    if outputs not in (None, *OUTPUTS):
+        raise UserError(f"outputs is {outputs!r}; expected one of {', '.join(OUTPUTS)}")
+    if preprocessing is not None:
+        preprocessing.check()
     loaded = _read(source, features_only, step)
     model, variables = loaded.model, loaded.variables
     for line in loaded.notes:
@@ -235,8 +242,8 @@ def load(
         head = [layer.name for layer in model.head]
         params = {name: leaves for name, leaves in variables["params"].items() if name not in head}
         model, variables = model.clone(num_classes=None, hidden=()), {**variables, "params": params}
-    if classes is None and model.num_classes == 1000:
-        classes = imagenet_classes()
+    if classes is None and not features_only:
+        classes = loaded.classes
     if classes is not None and len(classes) != (model.num_classes or 0):
         raise UserError(
             f"{source} has {model.num_classes or 'no'} classes; found {len(classes)} names: pass a name for each class"
@@ -274,12 +281,6 @@ def find_images(images: Image | Sequence[Image]) -> list[tuple[str, Image]]:
                 raise UserError(f"{path} is a folder without images; expected files such as .jpg, .png or .webp")
         found += [(file, file) for file in files]
     return found
-
-
-def imagenet_classes() -> tuple[str, ...]:
-    """Return the names of ImageNet's 1000 classes, as torchvision has them."""
-    text = importlib.resources.files("vgg_jax").joinpath("imagenet_classes.txt").read_text()
-    return tuple(text.splitlines())
 
 
 def _read(source: str, features_only: bool, step: str) -> Loaded:

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import photographs, random_variables
 from vgg_jax import VGG, Network
 from vgg_jax.data.preprocessing import Preprocessing
+from vgg_jax.weights.imagenet_classes import imagenet_classes
 
 MODEL = VGG(11, num_classes=1000, pool_size=1, hidden=())
 
@@ -20,7 +21,7 @@ MODEL = VGG(11, num_classes=1000, pool_size=1, hidden=())
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "vgg.safetensors"
     # Small images, so that the tests are quick.
-    Network(MODEL, random_variables(MODEL, 32, 32, 3), Preprocessing(40, 32)).save(path)
+    Network(MODEL, random_variables(MODEL, 32, 32, 3), Preprocessing(40, 32), imagenet_classes()).save(path)
     return str(path)
 
 

@@ -46,7 +46,7 @@ def config(data_dir):
 
 def small_config(data_dir):
     return Config(
-        model=ModelConfig(depth=11, pool_after=(1, 2, 3, 4)),
+        model=ModelConfig(depth=11, num_classes=10, pool_after=(1, 2, 3, 4)),
         data=DataConfig(
             **dict(dataset="digits", data_dir=data_dir, classes=(0, 1), flip=False, mean=(0.3,), std=(0.3,)),
             **dict(image_size=16, resize=16, pad=2),

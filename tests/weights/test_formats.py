@@ -15,8 +15,8 @@ import torch
 
 from tests.conftest import raises_user_error, relative_error
 from tests.weights.test_layouts import assert_equal_trees, variables_of
-from vgg_jax import VGG, to_torch
-from vgg_jax.data.preprocessing import AUTHORS, FEATURES, IMAGENET, Preprocessing
+from vgg_jax import VGG, from_torch, to_torch
+from vgg_jax.data.preprocessing import AUTHORS, CIFAR10, FEATURES, IMAGENET, Preprocessing
 from vgg_jax.weights.formats import Loaded, load_file, save_file
 
 SMALL = dict(depth=11, num_classes=3, pool_size=1, hidden=(8, 8))
@@ -33,17 +33,65 @@ def test_files_round_trip_bit_for_bit(suffix, dtype, tmp_path):
     assert_equal_trees(back, variables)
     for field in ("depth", "batch_norm", "num_classes", "hidden", "pool_size", "dtype", "param_dtype"):
         assert getattr(read, field) == getattr(model, field), field
-    assert preprocessing == (FEATURES if suffix == ".safetensors" else IMAGENET)
+    assert preprocessing == FEATURES
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_safetensors_hold_all_model_fields(tmp_path):
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_files_hold_everything_that_a_network_carries(suffix, tmp_path):
     model = VGG(11, num_classes=3, pool_size=1, hidden=(), pool_after=(1, 3), dropout_rate=0.25, remat=True)
     variables = variables_of(model)
-    save_file(tmp_path / "w.safetensors", Loaded(model, variables))
-    read, back, *_ = load_file(tmp_path / "w.safetensors")
-    assert read == model
-    assert_equal_trees(back, variables)
+    path = tmp_path / f"w{suffix}"
+    for carried in (
+        (AUTHORS, ("café", "a cat", "10"), "sigmoid"),
+        (None, None, None),  # is not known, and stays so
+    ):
+        save_file(path, Loaded(model, variables, *carried))
+        read, back, *rest = load_file(path)
+        assert read == model
+        assert_equal_trees(back, variables)
+        assert rest == [*carried, ()]
+
+
+@pytest.mark.usefixtures("narrow")
+def test_torchvision_loads_our_pth_with_all_it_carries(torchvision, tmp_path):
+    """torch.load executes nothing in the file, and load_state_dict is strict."""
+    widths = [8, "M", 16, "M", 32, 32, "M", 64, 64, "M", 64, 64, "M"]
+    net = torchvision.models.VGG(torchvision.models.vgg.make_layers(widths, batch_norm=True), init_weights=False)
+    relu, dropout = torch.nn.ReLU(), torch.nn.Dropout()
+    dense = [torch.nn.Linear(*shape) for shape in ((64, 8), (8, 8), (8, 2))]
+    net.classifier = torch.nn.Sequential(dense[0], relu, dropout, dense[1], relu, dropout, dense[2])
+    model, variables = from_torch(net.state_dict())
+    save_file(tmp_path / "w.pth", Loaded(model, variables, CIFAR10, ("cat", "dog"), "softmax"))
+    tensors = torch.load(tmp_path / "w.pth", weights_only=True)
+    assert list(tensors) == list(net.state_dict())
+    assert str(net.load_state_dict(tensors, strict=True)) == "<All keys matched successfully>"
+    torch.save(dict(tensors), tmp_path / "plain.pth")  # the plain dict has lost what the file stated
+    assert load_file(tmp_path / "plain.pth").classes is None
+
+
+def test_pth_with_a_replaced_last_layer_is_read_off_its_tensors(tmp_path):
+    model = VGG(**SMALL)
+    save_file(tmp_path / "w.pth", Loaded(model, variables_of(model), AUTHORS, ("cat", "dog", "emu")))
+    tensors = torch.load(tmp_path / "w.pth", weights_only=True)
+    tensors |= {"classifier.6.weight": torch.ones(5, 8), "classifier.6.bias": torch.ones(5)}
+    torch.save(tensors, tmp_path / "w.pth")
+    loaded = load_file(tmp_path / "w.pth")
+    assert (loaded.model.num_classes, loaded.classes) == (5, None)
+    assert "the network that vgg_jax described in the file is another one" in loaded.notes[0]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_metadata_that_do_not_fit_are_refused(suffix, tmp_path):
+    model = VGG(**SMALL)
+    variables = variables_of(model)
+    for classes, outputs, line in (
+        (("cat", "dog"), "softmax", "class names that do not fit the network's 3 classes"),
+        (None, "argmax", "state outputs 'argmax'; expected one of softmax, sigmoid, values"),
+    ):
+        save_file(tmp_path / f"w{suffix}", Loaded(model, variables, None, classes, outputs))
+        with raises_user_error(f"w{suffix}: its metadata", line):
+            load_file(tmp_path / f"w{suffix}")
 
 
 def timm_names(state_dict):

@@ -1,10 +1,11 @@
 """Convert weights from one file format to another.
 
-    python -m vgg_jax convert SOURCE TARGET [--check]
+    python -m vgg_jax convert SOURCE TARGET [--check] [--preprocessing NAME] [--classes FILE] [...]
 
 SOURCE is a pretrained network's name, a .pth, .safetensors or Keras .h5 file, or a run's directory. TARGET ends in
-.safetensors or .pth. Depth, batch norm, classes and head are read off the source. With --check, the command also loads
-the target into torchvision's network and compares the logits.
+.safetensors or .pth. Depth, batch norm, classes and head are read off the source. The target also states the
+preprocessing, the class names and the meaning of the outputs: those of the source, or those of the options. With
+--check, the command also loads the target into torchvision's network and compares the logits.
 """
 
 import argparse
@@ -14,7 +15,8 @@ from collections.abc import Sequence
 
 import jax
 
-from vgg_jax.data.preprocessing import IMAGENET
+from vgg_jax.cli.network_options import add_network_options, load_network
+from vgg_jax.console import note
 from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.network import load
 from vgg_jax.runtime import configure
@@ -22,21 +24,22 @@ from vgg_jax.weights.formats import check_target, load_file
 from vgg_jax.weights.verification import error_against_torchvision
 
 
-def convert(source: str, target: str, check: bool) -> int:
+def convert(source: str, target: str, check: bool, options: argparse.Namespace | None = None) -> int:
     """Read `source`, write `target`, and compare logits on request; return the exit code."""
     if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
         raise UserError(f"{target} is the source itself; expected another file: choose another target")
     check_target(target)
-    net = load(source)
+    net = load_network(source, options) if options else load(source)
     net.save(target)
     model = net.model
     parameters = sum(leaf.size for leaf in jax.tree.leaves(net.variables["params"]))
-    print(
-        f"{target}: VGG-{model.depth}{' with batch norm' if model.batch_norm else ''}, {model.num_classes} classes, "
-        f"{parameters:,} parameters"
-    )
-    if not target.endswith(".safetensors") and net.preprocessing != IMAGENET:
-        print(f"note: a .pth file cannot hold the preprocessing {net.preprocessing}; a .safetensors file can")
+    norm = " with batch norm" if model.batch_norm else ""
+    head = "no head" if model.num_classes is None else f"{model.num_classes} classes"
+    print(f"{target}: VGG-{model.depth}{norm}, {head}, {parameters:,} parameters")
+    if net.preprocessing is None:
+        note(f"{target} states no preprocessing, because {source} does not; add --preprocessing NAME")
+    if net.classes is None and model.num_classes is not None:
+        note(f"{target} states no class names, because {source} does not; add --classes FILE")
     if check:
         written = load_file(target)
         error = error_against_torchvision(written.model, written.variables)
@@ -57,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("target", help="a .safetensors or .pth file")
     parser.add_argument("--check", action="store_true", help="compare the logits with torchvision's")
-    arguments = parser.parse_args(argv)
+    add_network_options(parser)
+    options = parser.parse_args(argv)
     configure()
-    return report_mistakes("convert", lambda: convert(arguments.source, arguments.target, arguments.check))
+    return report_mistakes("convert", lambda: convert(options.source, options.target, options.check, options))

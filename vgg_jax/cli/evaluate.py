@@ -10,8 +10,8 @@
   all                all of these
 
 Prints top-1 and top-5 error, on ImageNet with the figures of the paper. Saves the posteriors as PROTOCOL.npz in the
-run's directory or in --output. `--fuse FILE FILE ...` averages the saved posteriors of several networks without
-evaluating them again.
+run's directory or in --output. Classes are matched by name, if both the data and the network state names.
+`--fuse FILE FILE ...` averages the saved posteriors of several networks without evaluating them again.
 """
 
 import argparse
@@ -20,11 +20,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from vgg_jax.cli.network_options import add_network_options, load_network
 from vgg_jax.config import DataConfig
-from vgg_jax.console import log
+from vgg_jax.console import log, note
 from vgg_jax.errors import UserError, report_mistakes, require
 from vgg_jax.evaluation.protocols import PROTOCOLS
-from vgg_jax.evaluation.results import Result, draw_confusion, fused, published_figure, scales, table
+from vgg_jax.evaluation.results import Result, class_table, draw_confusion, fused, published_figure, scales, table
+from vgg_jax.network import Network
 from vgg_jax.runtime import configure
 
 
@@ -39,11 +41,10 @@ def evaluate(options: argparse.Namespace) -> list[tuple[Result, str]]:
     """
     # Imported here, because --fuse and --help need none of these, and the data set's libraries take seconds.
     from vgg_jax.evaluation.posteriors import evaluate_split
-    from vgg_jax.network import load
 
-    data, split = _open_data(options)
-    net = load(options.workdir or options.weights)
+    net = load_network(options.workdir or options.weights, options)
     preprocessing = net.checked_preprocessing()
+    data, split = _open_data(options, net)
     train_scale, single, multi = scales(data, preprocessing.resize)
     if options.scales:
         single, multi = options.scales[0], tuple(options.scales)
@@ -53,6 +54,7 @@ def evaluate(options: argparse.Namespace) -> list[tuple[Result, str]]:
         *(net.model, net.variables, preprocessing, split, protocols),
         *((train_scale, single, multi), options.batch_size),
     ):
+        result.classes = net.classes or ()
         folder = options.output or os.path.join(options.workdir or "", "posteriors")
         path = os.path.join(folder, f"{result.protocol}.npz")
         result.save(path)
@@ -61,11 +63,19 @@ def evaluate(options: argparse.Namespace) -> list[tuple[Result, str]]:
     return results
 
 
-def _open_data(options: argparse.Namespace) -> tuple[DataConfig, Any]:
-    """Return the data configuration of the run, changed by the options, and the split to evaluate."""
+def _open_data(options: argparse.Namespace, net: Network) -> tuple[DataConfig, Any]:
+    """Return the data configuration of the run, changed by the options, and the split to evaluate.
+
+    The split has the labels of the network, if both the split and the network state their class names.
+
+    Args:
+      options: the options of the command.
+      net: the network to evaluate.
+    """
     from absl import logging
 
     from vgg_jax.data.dataset import open_split
+    from vgg_jax.evaluation.labels import network_labels
     from vgg_jax.training.run_directory import read_config
 
     logging.set_verbosity(logging.ERROR)  # TFDS logs what this command reports
@@ -75,9 +85,18 @@ def _open_data(options: argparse.Namespace) -> tuple[DataConfig, Any]:
     else:
         data = DataConfig(options.dataset or "imagenet2012", eval_split="validation")
     data = dataclasses.replace(data, data_dir=options.data_dir or data.data_dir)
-    split = open_split(
-        data.dataset, options.split or data.eval_split, data_dir=data.data_dir, class_split=data.train_split
-    )
+    name = options.split or data.eval_split
+    # By name, a folder may have some of the classes. By number, those of the training split number them.
+    class_split = data.train_split if net.classes is None else name
+    split = open_split(data.dataset, name, data_dir=data.data_dir, class_split=class_split)
+    if net.classes is not None and split.class_names:
+        split = split.relabel(network_labels(split.name, split.class_names, net.classes), net.classes)
+    elif split.num_classes != net.model.num_classes:
+        stated = "the network" if net.classes is None else split.name
+        note(
+            f"{stated} states no class names, so labels are compared by number: {split.num_classes} classes of "
+            f"{split.name}, {net.model.num_classes or 'no'} outputs of the network"
+        )
     return data, split.select(data.classes)
 
 
@@ -97,7 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", help="TFDS's data directory")
     parser.add_argument("--batch-size", type=int, default=16, help="images of one size together (default: %(default)s)")
     parser.add_argument("--output", metavar="DIR", help="folder of the posteriors (default: posteriors, in the run's)")
-    parser.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix and the worst classes")
+    parser.add_argument(
+        "--confusion", metavar="PNG", help="draw the confusion matrix, and print the classes with the most errors"
+    )
+    add_network_options(parser)
     options = parser.parse_args(argv)
     configure()
 
@@ -107,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.confusion:
             require("matplotlib", "train")  # now, because the evaluation before the drawing can take hours
         results = [fused(options.fuse)] if options.fuse else evaluate(options)
+        if options.confusion:
+            print(class_table(results[-1][0]))
         print(table(results))
         if options.confusion:
             draw_confusion(results[-1][0], options.confusion)

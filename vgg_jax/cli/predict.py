@@ -1,6 +1,6 @@
 """Name what is in images.
 
-    python -m vgg_jax predict --weights vgg16_bn|FILE|RUN IMAGE... [--top 5] [--json]
+    python -m vgg_jax predict --weights vgg16_bn|FILE|RUN IMAGE... [--top 5] [--json] [--classes FILE]
 
 Each IMAGE is a file (JPEG, PNG, WebP, ...) or a folder of files. Prints the most probable classes of each image. A file
 that is not an image is reported on standard error, the others are still answered, and the exit code is 1.
@@ -12,8 +12,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from vgg_jax.cli.network_options import add_network_options, load_network
+from vgg_jax.console import note
 from vgg_jax.errors import UserError, report_mistakes
-from vgg_jax.network import Prediction, find_images, load
+from vgg_jax.network import Prediction, find_images
 from vgg_jax.runtime import configure
 from vgg_jax.weights.download import NAMES
 
@@ -32,15 +34,19 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def run(weights: str, images: list[str], top: int, as_lines: bool) -> int:
+def run(options: argparse.Namespace) -> int:
     """Print the predictions of the images; return the exit code: 1 if an image cannot be read."""
-    if top < 1:
-        raise UserError(f"--top is {top}; expected 1 or more")
-    files = [path for path, _ in find_images(images)]  # before the weights, which take seconds to load
+    if options.top < 1:
+        raise UserError(f"--top is {options.top}; expected 1 or more")
+    files = [path for path, _ in find_images(options.images)]  # before the weights, which take seconds to load
+    net = load_network(options.weights, options)
+    predictions = net.iter_predictions(files, options.top)
+    if net.classes is None:
+        note(f"{options.weights} states no class names, so classes are numbers; add --classes FILE")
     failed = 0
-    for prediction in load(weights).iter_predictions(files, top):
+    for prediction in predictions:
         failed += prediction.error is not None
-        if as_lines:
+        if options.json:
             print(json.dumps(as_json(prediction)))
         elif prediction.error:
             print(prediction.error, file=sys.stderr)
@@ -60,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--top", type=int, default=5, help="number of classes (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each image")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file or a folder of files")
-    arguments = parser.parse_args(argv)
+    add_network_options(parser)
+    options = parser.parse_args(argv)
     configure()
-    return report_mistakes("predict", lambda: run(arguments.weights, arguments.images, arguments.top, arguments.json))
+    return report_mistakes("predict", lambda: run(options))

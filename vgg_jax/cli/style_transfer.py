@@ -15,15 +15,16 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 
+from vgg_jax.cli.network_options import add_network_options, load_network
 from vgg_jax.data.image_files import read_image
 from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.features.style_transfer import style_transfer
-from vgg_jax.network import load
 from vgg_jax.runtime import configure
 
 
-def run(content: str, style: str, out: str, weights: str, size: int, steps: int, style_weight: float) -> int:
+def run(options: argparse.Namespace) -> int:
     """Check the arguments, write the picture, and return the exit code."""
+    out, size, steps, style_weight = options.out, options.size, options.steps, options.style_weight
     folder, suffix = os.path.dirname(out) or ".", os.path.splitext(out)[1].lower()
     checks = [
         (f"--size is {size}; expected at least 32 pixels, which five max pools need", size >= 32),
@@ -34,9 +35,10 @@ def run(content: str, style: str, out: str, weights: str, size: int, steps: int,
     ]
     if problems := [problem for problem, holds in checks if not holds]:
         raise UserError("\n".join(problems))
-    net = load(weights)
+    net = load_network(options.weights, options)
     preprocessing = net.checked_preprocessing()
-    images = [read_image(path, lambda image: preprocessing.uncropped(image, size))[None] for path in (content, style)]
+    paths = (options.content, options.style)
+    images = [read_image(path, lambda image: preprocessing.uncropped(image, size))[None] for path in paths]
     image = style_transfer(net.model, net.variables, images[0], images[1], style_weight, steps)
     try:
         preprocessing.to_image(np.asarray(image[0])).save(out)
@@ -67,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=100.0,
         help="weight of the style; the content's is 1 (default: %(default)s)",
     )
-    arguments = parser.parse_args(argv)
+    add_network_options(parser)
+    options = parser.parse_args(argv)
     configure()
-    return report_mistakes("style-transfer", lambda: run(**vars(arguments)))
+    return report_mistakes("style-transfer", lambda: run(options))

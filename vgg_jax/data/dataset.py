@@ -58,6 +58,16 @@ class Split:
             chosen += list(found[permutation(seed, label, len(found))[: per_class or None]])
         return dataclasses.replace(self, records=_Selection(self.records, np.sort(chosen)))
 
+    def relabel(self, labels: Sequence[int], class_names: Sequence[str]) -> "Split":
+        """Return the split with the labels of a network.
+
+        Args:
+          labels: the new label of each class of the split.
+          class_names: the names of all classes of the network.
+        """
+        records = _Relabeled(self.records, tuple(labels))
+        return dataclasses.replace(self, records=records, num_classes=len(class_names), class_names=tuple(class_names))
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -164,6 +174,26 @@ class _Selection:
         return str(self.records.locate(int(self.indices[index])))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Relabeled:
+    """The records of a source with other labels."""
+
+    records: Any
+    labels: tuple[int, ...]  # the new label of each old one
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Any:
+        record = self.records[index]
+        old = record["label"]
+        # A label that is not one of the classes is refused when the example is read.
+        return {**record, "label": self.labels[old] if 0 <= old < len(self.labels) else -1}
+
+    def locate(self, index: int) -> str:
+        return str(self.records.locate(index))
+
+
 def open_split(
     dataset: str,
     split: str,
@@ -187,7 +217,7 @@ def open_split(
     directory = os.path.expanduser(dataset)
     if catalog.is_directory(dataset) and not os.path.exists(os.path.join(directory, "dataset_info.json")):
         folder = FolderRecords(directory, split, class_split)
-        return Split(f"{dataset}/{split}", folder, len(folder.classes), 3, views)
+        return Split(f"{dataset}/{split}", folder, len(folder.classes), 3, views, tuple(folder.classes))
 
     data_dir = os.path.expanduser(data_dir)
     if dataset in catalog.NAMES and "://" not in data_dir:  # a bucket is only read
@@ -214,7 +244,13 @@ def open_split(
         num_classes=features["label"].num_classes,
         channels=features["image"].shape[-1],
         views=views,
+        class_names=_label_names(features["label"], builder.data_dir),
     )
+
+
+def _label_names(label: Any, directory: Any) -> tuple[str, ...]:
+    """Return the names of TFDS's label; () if the data set has none, for which TFDS gives the numbers."""
+    return tuple(label.names) if label.get_names_filepath(directory, "label").exists() else ()
 
 
 class _ArrayRecords:

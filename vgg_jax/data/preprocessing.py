@@ -6,6 +6,9 @@ import numpy as np
 import PIL.Image
 
 from vgg_jax.data.image_files import center_crop, resize_short_side, to_array, to_mode, upright
+from vgg_jax.errors import UserError
+
+CHANNEL_ORDERS = ("RGB", "BGR", "L")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +24,27 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel in `channel_order`, for pixels in [0, 1]
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     channel_order: str = "RGB"  # or BGR, or L for one gray channel
+
+    def check(self) -> None:
+        """Raise UserError for values that no network can be meant to have, such as a mean of pixels in 0 to 255."""
+        channels = 1 if self.channel_order == "L" else 3
+        problems = [
+            (all(0 <= m <= 1 for m in self.mean),
+             f"the mean is {self.mean}; expected that of pixels in [0, 1]: divide the mean and std of pixels by 255"),
+            (all(0 < s <= 1 for s in self.std),
+             f"the std is {self.std}; expected that of pixels in [0, 1], above 0: divide that of pixels by 255"),
+            (self.channel_order in CHANNEL_ORDERS,
+             f"the channel order is {self.channel_order!r}; expected one of {', '.join(CHANNEL_ORDERS)}"),
+            (len(self.mean) == len(self.std) == channels,
+             f"the mean has {len(self.mean)} and the std {len(self.std)} values; expected {channels} of each for the "
+             f"channel order {self.channel_order}"),
+            (self.crop > 0, f"the crop is {self.crop}; expected 1 or more pixels"),
+            (self.resize >= self.crop, f"the short side is resized to {self.resize}; expected at least the crop of "
+             f"{self.crop}"),
+        ]  # fmt: skip
+        for holds, problem in problems:
+            if not holds:
+                raise UserError(problem)
 
     def __call__(self, image: PIL.Image.Image) -> np.ndarray:
         """Return the network's input, (crop, crop, C) float32, of an image of any mode and EXIF orientation."""

@@ -13,6 +13,8 @@ from vgg_jax.errors import UserError, require
 from vgg_jax.evaluation import published
 from vgg_jax.model import VGG
 
+MOST_TICKS = 30  # classes whose names the confusion matrix has room for
+
 
 @dataclasses.dataclass
 class Result:
@@ -25,6 +27,7 @@ class Result:
     train_scale: str  # the paper's S, for example 256, or 256-512 for scale jitter
     test_scales: tuple[int, ...]  # the paper's Q
     data: str  # dataset/split
+    classes: tuple[str, ...] = ()  # the names of the network's classes; () if they are unknown
 
     def save(self, path: str) -> None:
         """Write an .npz file, which appears complete or not at all.
@@ -52,7 +55,8 @@ class Result:
         try:
             with np.load(path, allow_pickle=False) as file:
                 description = json.loads(str(file["description"]))
-                description["test_scales"] = tuple(description["test_scales"])
+                for name in ("test_scales", "classes"):
+                    description[name] = tuple(description.get(name, ()))
                 return cls(file["posteriors"], file["labels"], **description)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a file of posteriors from vgg-jax evaluate: {error}") from None
@@ -94,10 +98,7 @@ def table(results: Sequence[tuple[Result, str]]) -> str:
         rows.append(
             (result.network, result.train_scale, q, result.protocol, f"{errors[0]:.1f}", f"{errors[1]:.1f}", figure)
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return _aligned(rows)
 
 
 def published_figure(result: Result) -> str:
@@ -135,6 +136,14 @@ def fused(paths: Sequence[str]) -> tuple[Result, str]:
         same = result.posteriors.shape == first.posteriors.shape and (result.labels == first.labels).all()
         if not same or result.data != first.data:
             raise UserError(f"{path} is of {result.data}, {result.posteriors.shape}; expected the images of {paths[0]}")
+        if result.classes and first.classes and result.classes != first.classes:
+            i = next(
+                i for i, names in enumerate(zip(result.classes, first.classes, strict=True)) if len(set(names)) > 1
+            )
+            raise UserError(
+                f"{path} has {result.classes[i]!r} as class {i}; expected {first.classes[i]!r}, as in {paths[0]}: "
+                "fuse networks with the same classes"
+            )
     protocols = " + ".join(dict.fromkeys(result.protocol for result in results))
     network = " + ".join(result.network for result in results)
     joined = dataclasses.replace(
@@ -158,24 +167,63 @@ def draw_confusion(result: Result, path: str) -> None:
     from matplotlib.figure import Figure  # here, because only this function needs it
     from matplotlib.ticker import MaxNLocator
 
-    matrix = confusion_matrix(result.posteriors, result.labels)
-    counts = matrix.sum(1)
-    (present,) = np.nonzero(counts)
-    errors = 1 - matrix.diagonal() / np.maximum(counts, 1)
-    worst = present[np.argsort(-errors[present], kind="stable")][:10][::-1]  # the worst at the top
+    matrix, counts, errors = _class_errors(result)
+    worst = _worst_classes(counts, errors)[::-1]  # the worst at the top
     figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     shown = left.imshow(matrix / np.maximum(counts, 1)[:, None], vmin=0, vmax=1, cmap="viridis")
     left.set(xlabel="predicted class", ylabel="true class", title=f"{result.network}, {result.protocol}")
-    for axis in (left.xaxis, left.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+    if result.classes and len(result.classes) <= MOST_TICKS:
+        left.set_xticks(range(len(result.classes)), result.classes, rotation=90)
+        left.set_yticks(range(len(result.classes)), result.classes)
+    else:
+        for axis in (left.xaxis, left.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(shown, ax=left, label="share of the true class")
-    right.barh([str(i) for i in worst], 100 * errors[worst])
+    right.barh(range(len(worst)), 100 * errors[worst])
+    right.set_yticks(range(len(worst)), [_class_name(result, i) for i in worst])
     right.set(xlabel="top-1 error, %", ylabel="class", title="the classes with the most errors", xlim=(0, 100))
     try:
         figure.savefig(path, dpi=100)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}; choose another file with --confusion") from None
+
+
+def class_table(result: Result) -> str:
+    """Return the ten classes with the largest errors as text, each with the class that it is most often taken for."""
+    matrix, counts, errors = _class_errors(result)
+    rows = [("class", "images", "top-1 error, %", "most often taken for")]
+    for i in _worst_classes(counts, errors):
+        others = matrix[i].copy()
+        others[i] = 0
+        taken_for = _class_name(result, int(others.argmax())) if others.any() else ""
+        rows.append((_class_name(result, i), str(counts[i]), f"{100 * errors[i]:.1f}", taken_for))
+    return _aligned(rows)
+
+
+def _class_errors(result: Result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the confusion matrix, and the number of images and the top-1 error of each class."""
+    matrix = confusion_matrix(result.posteriors, result.labels)
+    counts = matrix.sum(1)
+    return matrix, counts, 1 - matrix.diagonal() / np.maximum(counts, 1)
+
+
+def _worst_classes(counts: np.ndarray, errors: np.ndarray) -> list[int]:
+    """Return at most ten labels with images, by falling error."""
+    (present,) = np.nonzero(counts)
+    return [int(i) for i in present[np.argsort(-errors[present], kind="stable")][:10]]
+
+
+def _class_name(result: Result, label: int) -> str:
+    return result.classes[label] if result.classes else str(label)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """Return the rows as lines with aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def fuse(posteriors: Iterable[Float[np.ndarray, "n classes"]]) -> Float[np.ndarray, "n classes"]:

@@ -9,6 +9,7 @@ from vgg_jax.config import Config
 from vgg_jax.console import log
 from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
+from vgg_jax.training.class_names import difference, output_names
 from vgg_jax.training.run_weights import load_run
 from vgg_jax.weights.download import NAMES, load_weights
 from vgg_jax.weights.formats import Loaded
@@ -38,6 +39,10 @@ def source_variables(config: Config, model: VGG) -> dict[str, Any]:
             f"the features of config.init_from, {config.init_from}, differ from those of config.model: "
             f"it has {'; '.join(differences)}; choose another source, or set config.model to match"
         )
+    names = output_names(config.data.class_names, model.num_classes)
+    takes_last_layer = "fc8" in model.layers_with_parameters(config.init_layers)
+    if takes_last_layer and loaded.classes and names and loaded.classes != names:
+        log(f"note: the last layer of {config.init_from} is for other classes: {difference(loaded.classes, names)}")
     if preprocessing is None:
         log(f"note: {config.init_from} does not state its preprocessing; config.data should be that of its training")
         return dict(variables)

@@ -24,6 +24,7 @@ from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
 from vgg_jax.runtime import compiler_options, return_freed_memory
 from vgg_jax.training.checkpoints import Checkpoints, saved_steps
+from vgg_jax.training.class_names import carried, resolve_classes
 from vgg_jax.training.initialization import source_variables
 from vgg_jax.training.inputs import augmentation, make_loader, open_splits
 from vgg_jax.training.memory import run_memory
@@ -31,7 +32,7 @@ from vgg_jax.training.metric_writer import MetricWriter, NoMetricWriter
 from vgg_jax.training.metrics import MetricAverages, NotFiniteError
 from vgg_jax.training.optimizer import make_optimizer, make_plateau, make_schedule
 from vgg_jax.training.processes import StopSignals
-from vgg_jax.training.run_directory import open_run, resolve_dtype
+from vgg_jax.training.run_directory import keep_num_classes, open_run, resolve_dtype
 from vgg_jax.training.sharding import make_mesh, state_shardings, with_sharded_head, with_sharding
 from vgg_jax.training.state import TrainState, create_train_state
 from vgg_jax.training.step import checked_tensors, eval_step, evaluate, train_step
@@ -42,7 +43,7 @@ from vgg_jax.training.validation import check_data, create_model
 class Run:
     """What a run needs: its data, its network, the layout of its state and its jitted steps."""
 
-    config: Config  # its dtype is resolved
+    config: Config  # its dtype and its classes are resolved
     mesh: Mesh
     train_split: Split
     eval_split: Split
@@ -112,6 +113,7 @@ def build(config: Config, mesh: Mesh) -> Run:
       UserError: if data are missing, or do not fit the configuration or the number of devices.
     """
     train_split, eval_split = open_splits(config)
+    config = resolve_classes(config, train_split)
     check_data(config, train_split, eval_split, mesh.size)
     model = create_model(config.model)
     if config.shard_head:
@@ -162,7 +164,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
     Raises:
       UserError: if the data, the directory or its checkpoints cannot be used, or too many steps are not finite.
     """
-    config = resolve_dtype(config, workdir)
+    config = keep_num_classes(resolve_dtype(config, workdir), workdir)
     jax.config.update("jax_enable_x64", config.model.dtype == "float64")
     run = build(config, make_mesh())
     with contextlib.ExitStack() as stack:
@@ -237,7 +239,7 @@ class _Session:
 
     def save(self, evaluation: dict[str, float | int] | None, leaving: bool) -> None:
         """Start to save a checkpoint of the state, with its evaluation if there is one."""
-        progress = self.averages.state()
+        progress = self.averages.state() | carried(self.run.config)
         # A state that no finite step has followed may be the cause. Such a state is saved only at the end.
         if leaving or not self.averages.in_a_row:
             self.checkpoints.save(self.state, evaluation, progress)

@@ -13,6 +13,7 @@ import jax
 from vgg_jax.config import DTYPES, Config, dtype_for
 from vgg_jax.console import log
 from vgg_jax.errors import UserError
+from vgg_jax.training.class_names import check_same_classes, saved_class_names
 from vgg_jax.training.processes import meet
 
 CONFIG = "config.json"
@@ -28,6 +29,7 @@ MAY_CHANGE = {
     "log_every_steps",
     "eval_every_epochs",
     "checkpoint_every_epochs",
+    "data.class_names",  # `check_same_classes` compares them
     "data.data_dir",
     "data.num_threads",
 }
@@ -54,6 +56,24 @@ def resolve_dtype(config: Config, workdir: str | None = None) -> Config:
         dtype, reason = stored["model.dtype"], f"from {CONFIG}"
     log(f"dtype {dtype} ({reason})")
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+
+
+def keep_num_classes(config: Config, workdir: str) -> Config:
+    """Return the configuration with the number of classes of the run in `workdir`, if that run has no class names.
+
+    Runs of older versions have no class names, and may have more outputs than their data have classes.
+
+    Args:
+      config: the configuration of a run, whose `model.num_classes` may be 0.
+      workdir: the directory of the run.
+
+    Raises:
+      UserError: if the directory cannot be read.
+    """
+    stored = _read_fields(workdir)
+    if config.model.num_classes or not stored or stored["data.class_names"]:
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=stored["model.num_classes"]))
 
 
 @contextlib.contextmanager
@@ -174,6 +194,8 @@ def _read_fields(workdir: str) -> dict[str, Any] | None:
 
 def _compare(workdir: str, config: Config, allow_changes: bool) -> None:
     old, new = _read_fields(workdir), _fields(config)
+    names = (old or {}).get("data.class_names") or saved_class_names(os.path.join(workdir, "checkpoints"))
+    check_same_classes(workdir, names, config.data.class_names)
     if old is None:
         return
     missing = "missing"

@@ -11,6 +11,7 @@ from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
 from vgg_jax.training.checkpoints import read_latest, saved_steps
 from vgg_jax.training.checksums import named_leaves
+from vgg_jax.training.class_names import output_names
 from vgg_jax.training.run_directory import read_config
 from vgg_jax.training.state import evaluated_variables
 from vgg_jax.training.validation import create_model
@@ -25,8 +26,8 @@ def load_run(path: str | os.PathLike[str], step: str = "latest") -> Loaded:
       step: the checkpoint to load: latest, best or the number of a step.
 
     Returns:
-      The model, its variables (the exponential moving averages if the run has any), and the preprocessing of the run's
-      evaluation.
+      The model, its variables (the exponential moving averages if the run has any), the preprocessing of the run's
+      evaluation, and the class names of its data.
 
     Raises:
       UserError: if the directory holds no run, no intact checkpoint, or a checkpoint of another network than its
@@ -52,7 +53,8 @@ def load_run(path: str | os.PathLike[str], step: str = "latest") -> Loaded:
     data = config.data
     _check_fits(path, model, variables, (data.image_size, data.image_size, len(data.mean)))
     order = "L" if len(data.mean) == 1 else "RGB"
-    return Loaded(model, variables, Preprocessing(data.resize, data.image_size, data.mean, data.std, order))
+    preprocessing = Preprocessing(data.resize, data.image_size, data.mean, data.std, order)
+    return Loaded(model, variables, preprocessing, output_names(data.class_names, model.num_classes))
 
 
 def _check_fits(path: str, model: VGG, variables: dict[str, Any], image_shape: tuple[int, int, int]) -> None:

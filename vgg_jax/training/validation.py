@@ -22,7 +22,7 @@ def check_data(config: Config, train_split: Split, eval_split: Split, num_device
     """
     problems = []
     for split in (train_split, eval_split):
-        if split.num_classes > config.model.num_classes:
+        if 0 < config.model.num_classes < split.num_classes:
             problems.append(
                 f"config.model.num_classes is {config.model.num_classes}; "
                 f"expected at least {split.num_classes}, the classes of {split.name}"
@@ -60,8 +60,11 @@ def create_model(config: ModelConfig) -> VGG:
     """Return the network of a configuration.
 
     Raises:
-      UserError: if the dtype is still `auto`. `run_directory.resolve_dtype` replaces it.
+      UserError: if the dtype is still `auto`, which `run_directory.resolve_dtype` replaces, or the number of classes is
+        still 0, which `class_names.resolve_classes` replaces.
     """
+    if config.num_classes == 0:
+        raise UserError("num_classes is 0; expected the number of classes of the data; call resolve_classes first")
     if config.dtype == "auto":
         raise UserError("dtype is 'auto'; expected float32, bfloat16 or float64; call resolve_dtype first")
     param_dtype = "float64" if config.dtype == "float64" else "float32"
@@ -82,7 +85,9 @@ def _model_problems(config: Config) -> list[str]:
     problems: list[str] = []
     data = config.data
     try:
-        model = create_model(dataclasses.replace(config.model, dtype="float32"))  # no check depends on the dtype
+        # No check depends on the dtype or on the number of classes.
+        number = config.model.num_classes or 1
+        model = create_model(dataclasses.replace(config.model, dtype="float32", num_classes=number))
     except ValueError as error:
         problems.append(f"config.model.{error}")
     else:

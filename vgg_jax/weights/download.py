@@ -7,9 +7,10 @@ import urllib.request
 import uuid
 from typing import Any
 
-from vgg_jax.data.preprocessing import AUTHORS, IMAGENET
+from vgg_jax.data.preprocessing import AUTHORS, IMAGENET, Preprocessing
 from vgg_jax.errors import UserError
 from vgg_jax.weights.formats import Loaded, load_file
+from vgg_jax.weights.imagenet_classes import imagenet_classes
 
 # torchvision's ImageNet weights, in timm's repositories on the Hugging Face hub.
 HUB = {
@@ -35,7 +36,7 @@ def load_pretrained(name: str) -> Loaded:
         weights of the paper's authors, from Keras' files, checked by the MD5 that Keras publishes.
 
     Returns:
-      (model, variables, preprocessing).
+      The network with its preprocessing and the names of its classes.
 
     Raises:
       UserError: if the name is unknown, the file fails its check, or it is neither cached nor reachable; the message
@@ -49,9 +50,15 @@ def load_pretrained(name: str) -> Loaded:
             _check(placed, "md5", AUTHORS_MD5[name])
         else:
             _download(KERAS_URL.format(net=name.removesuffix("_caffe")), placed, name, AUTHORS_MD5[name])
-        return load_file(placed)._replace(preprocessing=AUTHORS)
+        return _of_imagenet(load_file(placed), AUTHORS)
     path = placed if os.path.exists(placed) else _from_hub(name, placed)
-    return load_file(path)._replace(preprocessing=IMAGENET)
+    return _of_imagenet(load_file(path), IMAGENET)
+
+
+def _of_imagenet(loaded: Loaded, preprocessing: Preprocessing) -> Loaded:
+    """Return the network with the preprocessing of its training and ImageNet's class names."""
+    classes = imagenet_classes() if loaded.model.num_classes == 1000 else loaded.classes
+    return loaded._replace(preprocessing=preprocessing, classes=classes, outputs="softmax")
 
 
 def load_weights(name_or_path: str) -> Loaded:

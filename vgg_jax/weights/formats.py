@@ -1,8 +1,8 @@
 """File formats of weights: .pth, .safetensors and Keras' .h5, each an entry of the table FORMATS."""
 
+import collections
 import contextlib
 import dataclasses
-import json
 import os
 import stat
 import zipfile
@@ -20,10 +20,8 @@ from vgg_jax.errors import UserError, first_line, require
 from vgg_jax.model import VGG
 from vgg_jax.weights.cleaning import torchvision_names, unwrap, without_empty_classifier
 from vgg_jax.weights.layouts import Variables, from_keras, from_torch, to_torch
+from vgg_jax.weights.metadata import Stated, attach_to, attached_to, from_json, to_json
 
-# The dtypes are saved by their names; the other fields here do not change the function.
-NOT_SAVED = ("parent", "name", "dtype", "param_dtype", "layers", "head_sharding")
-MODEL_FIELDS = [field.name for field in dataclasses.fields(VGG) if field.name not in NOT_SAVED]
 LARGEST = 4 * 2**30  # bytes of one file's arrays: a VGG-19 in float64 has 1.15 GB
 
 
@@ -84,8 +82,8 @@ def load_file(path: str | os.PathLike[str]) -> Loaded:
 def save_file(path: str | os.PathLike[str], network: Loaded) -> None:
     """Save a network under torchvision's names. The suffix decides the format; the file appears complete or not at all.
 
-    A .safetensors file holds the model's fields and the preprocessing in its metadata. A .pth file, which needs torch,
-    holds only the arrays, and torchvision loads it.
+    The file also holds what the network carries: the model's fields, preprocessing, class names and the meaning of the
+    outputs. torchvision loads a .pth file, which needs torch, and ignores these.
 
     Args:
       path: the file, which is overwritten if it exists.
@@ -152,6 +150,21 @@ def _from_arrays(arrays: Mapping[str, Any], model: VGG | None = None) -> tuple[V
     return model, variables
 
 
+def _own_metadata(network: Loaded) -> dict[str, str]:
+    return to_json(Stated(network.model, network.preprocessing, network.classes, network.outputs))
+
+
+def _stated(metadata: Mapping[str, str], arrays: Mapping[str, Any]) -> Stated | None:
+    """Return what a file of ours states; None for a file of others."""
+    first = arrays.get("features.0.weight")
+    return from_json(metadata, None if first is None else first.dtype)
+
+
+def _from_own(arrays: Mapping[str, Any], stated: Stated) -> Loaded:
+    model, variables = _from_arrays(arrays, stated.model)
+    return Loaded(model, variables, stated.preprocessing, stated.classes, stated.outputs)
+
+
 # --- .pth: a state dict of PyTorch
 
 
@@ -175,7 +188,13 @@ def _read_pth(path: str) -> Loaded:
             f"refused by torch.load(weights_only=True), which executes nothing: {first_line(error)}"
         ) from None
     arrays, was_empty = without_empty_classifier(torchvision_names(unwrap(content)))
-    return Loaded(*_from_arrays(arrays), FEATURES if was_empty else IMAGENET)
+    notes: tuple[str, ...] = ()
+    if own := _stated(attached_to(content), arrays):
+        try:
+            return _from_own(arrays, own)
+        except UserError:  # someone has replaced tensors, such as those of the last layer, and kept the rest
+            notes = ("the network that vgg_jax described in the file is another one; read off the tensors instead",)
+    return Loaded(*_from_arrays(arrays), FEATURES if was_empty else IMAGENET, notes=notes)
 
 
 def _check_archive(path: str) -> None:
@@ -199,12 +218,16 @@ def _check_archive(path: str) -> None:
 
 def _write_pth(path: str, network: Loaded) -> None:
     torch = _import_torch()
-    tensors = {
-        name: torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        if array.dtype.name == "bfloat16"
-        else torch.from_numpy(array)
+    tensors = collections.OrderedDict(
+        (
+            name,
+            torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+            if array.dtype.name == "bfloat16"
+            else torch.from_numpy(array),
+        )
         for name, array in to_torch(network.model, network.variables).items()
-    }
+    )
+    attach_to(tensors, _own_metadata(network))
     torch.save(tensors, path)
 
 
@@ -235,32 +258,12 @@ def _read_safetensors(path: str) -> Loaded:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is not a mapping
     except (safetensors.SafetensorError, OSError, MemoryError, ValueError) as error:
         raise UserError(f"not a whole .safetensors file: {error}") from None
-    if "vgg" not in metadata:
-        return Loaded(*_from_arrays(arrays), IMAGENET)
-    try:
-        fields = _with_tuples(json.loads(metadata["vgg"]))
-        param_dtype = arrays["features.0.weight"].dtype
-        model = VGG(**fields, dtype=np.dtype(metadata["dtype"]), param_dtype=param_dtype)
-        stated = json.loads(metadata.get("preprocessing", "null"))
-        preprocessing = None if stated is None else Preprocessing(**_with_tuples(stated))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"its metadata do not describe a VGG: {error}") from None
-    return Loaded(*_from_arrays(arrays, model), preprocessing)
+    own = _stated(metadata, arrays)
+    return _from_own(arrays, own) if own else Loaded(*_from_arrays(arrays), IMAGENET)
 
 
 def _write_safetensors(path: str, network: Loaded) -> None:
-    model = network.model
-    metadata = {
-        "vgg": json.dumps({name: getattr(model, name) for name in MODEL_FIELDS}),
-        "dtype": np.dtype(model.dtype).name,
-    }
-    if network.preprocessing is not None:
-        metadata["preprocessing"] = json.dumps(dataclasses.asdict(network.preprocessing))
-    safetensors.numpy.save_file(to_torch(model, network.variables), path, metadata)
-
-
-def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    safetensors.numpy.save_file(to_torch(network.model, network.variables), path, _own_metadata(network))
 
 
 # --- .h5: Keras' VGG16 and VGG19

@@ -1,0 +1,46 @@
+"""The labels of a data set in the numbering of a network: classes are matched by name."""
+
+from collections.abc import Sequence
+
+from vgg_jax.errors import UserError
+from vgg_jax.weights.imagenet_classes import imagenet_classes, imagenet_synsets
+
+MOST_NAMES = 10  # in a message
+
+
+def network_labels(data: str, names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]:
+    """Return the network's label for each class of a data set.
+
+    ImageNet's classes are found under ImageNet's names and under WordNet identifiers, such as n01440764.
+
+    Args:
+      data: the name of the data set, for messages.
+      names: the class names of the data set.
+      classes: the class names of the network.
+
+    Raises:
+      UserError: if the network lacks some of the classes, or has two of one name.
+    """
+    places: dict[str, list[int]] = {}
+    for label, name in enumerate(classes):
+        places.setdefault(name, []).append(label)
+    if tuple(classes) == imagenet_classes():
+        places |= {synset: [label] for label, synset in enumerate(imagenet_synsets())}
+    if tuple(names) == tuple(classes):
+        return tuple(range(len(names)))
+    if unknown := [name for name in names if name not in places]:
+        raise UserError(
+            f"{data} has classes that the network lacks: {_listed(unknown)}; expected some of {_listed(classes)}: "
+            "rename or remove the folders, or pass the network's names with --classes FILE"
+        )
+    if doubtful := [name for name in names if len(places[name]) > 1]:
+        raise UserError(
+            f"the network has several classes of one name: {_listed(doubtful)}; expected a different name for each "
+            "class: pass --classes FILE"
+        )
+    return tuple(places[name][0] for name in names)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more

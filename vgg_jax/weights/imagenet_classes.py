@@ -1,0 +1,21 @@
+"""The 1000 classes of ImageNet (ILSVRC 2012), in the order of the labels that every published network uses."""
+
+import functools
+import importlib.resources
+
+
+@functools.cache
+def imagenet_classes() -> tuple[str, ...]:
+    """Return the names of ImageNet's 1000 classes, as torchvision has them."""
+    return _lines("imagenet_classes.txt")
+
+
+@functools.cache
+def imagenet_synsets() -> tuple[str, ...]:
+    """Return the WordNet identifiers of ImageNet's 1000 classes, such as n01440764: TFDS and folders use them."""
+    return _lines("imagenet_synsets.txt")
+
+
+def _lines(name: str) -> tuple[str, ...]:
+    text = importlib.resources.files("vgg_jax").joinpath(name).read_text(encoding="utf-8")
+    return tuple(text.splitlines())
