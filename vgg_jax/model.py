@@ -113,6 +113,7 @@ class VGG(nn.Module):
     pool_size: int = 7  # height and width of the adaptive average pool's output
     hidden: tuple[int, ...] = (4096, 4096)  # widths of fc6 and fc7; (): fc8 is the only dense layer
     pool_after: tuple[int, ...] = (1, 2, 3, 4, 5)  # stages that end in a max pool
+    final_layer: str | None = None  # relu4_1: the network ends there; its output is that map (N, H, W, C)
     dropout_rate: float = 0.5  # rate of the dropout after fc6 and fc7
     dtype: Any = jnp.float32  # dtype of the computation
     param_dtype: Any = jnp.float32  # dtype of the parameters
@@ -133,10 +134,15 @@ class VGG(nn.Module):
             (tuple(self.pool_after) == tuple(s for s in range(1, 6) if s in self.pool_after),
              f"pool_after is {self.pool_after}; expected stages from 1 to 5 in rising order"),
             (0 <= self.dropout_rate < 1, f"dropout_rate is {self.dropout_rate}; expected at least 0 and below 1"),
+            (self.final_layer is None or (classes is None and not self.hidden),
+             f"final_layer is {self.final_layer}; expected num_classes None and hidden (), because no head follows it"),
         ]  # fmt: skip
         for holds, problem in problems:
             if not holds:
                 raise ValueError(problem)
+        names = [layer.name for stage in self.stages for layer in stage]
+        if self.final_layer not in (None, *names[-1:]):
+            raise ValueError(f"final_layer is {self.final_layer}; expected one of {', '.join(names)}")
         super().__post_init__()
 
     @property
@@ -146,8 +152,8 @@ class VGG(nn.Module):
 
     @property
     def stages(self) -> list[list[Layer]]:
-        """Return the layers of each of the five convolutional stages, in order."""
-        stages = []
+        """Return the layers of each convolutional stage, in order: five stages, or fewer up to `final_layer`."""
+        stages: list[list[Layer]] = []
         for s, widths in enumerate(TABLE_1[self.column], 1):
             layers = []
             for i, features in enumerate(widths, 1):
@@ -160,6 +166,9 @@ class VGG(nn.Module):
                 layers.append(Layer("lrn", "lrn1"))
             if s in self.pool_after:
                 layers.append(Layer("pool", f"pool{s}"))
+            names = [layer.name for layer in layers]
+            if self.final_layer in names:
+                return [*stages, layers[: names.index(self.final_layer) + 1]]
             stages.append(layers)
         return stages
 
@@ -218,7 +227,7 @@ class VGG(nn.Module):
         The output of every layer is sown into `intermediates/outputs` under the layer's name.
 
         Args:
-          images: (N, H, W, C), floats, already normalized. C is arbitrary; H and W are at least 2 ** len(pool_after).
+          images: (N, H, W, C), floats, already normalized. C is arbitrary; H and W are at least 2 ** (number of pools).
           train: use dropout and the statistics of the batch; pass `rngs={"dropout": key}` and
             `mutable=["batch_stats"]`.
           last_layer: the last layer to compute; by default all are computed.
@@ -227,7 +236,7 @@ class VGG(nn.Module):
             running statistics; see `layers_with_parameters`.
 
         Returns:
-          Logits (N, num_classes), or the output of `last_layer`, in at least float32.
+          Logits (N, num_classes), or the output of `last_layer` or `final_layer`, in at least float32.
 
         Raises:
           ValueError: if the images have a wrong shape or dtype.
@@ -248,7 +257,7 @@ class VGG(nn.Module):
         for stage in self.stages:
             run_stage = functools.partial(run, layers=stage)
             x = (nn.remat(run_stage) if self.remat else run_stage)(self, x)
-        if last_layer is None or last_layer in [layer.name for layer in self.head]:
+        if (last_layer or self.final_layer) is None or last_layer in [layer.name for layer in self.head]:
             x = adaptive_avg_pool(x, self.pool_size)
             x = run(self, x.reshape(x.shape[0], -1), self.head)
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))
@@ -279,11 +288,12 @@ class VGG(nn.Module):
         raise AssertionError(layer.kind)
 
     def _check_images(self, images: Array | np.ndarray) -> None:
-        smallest = 2 ** len(self.pool_after)
+        pools = sum(layer.kind == "pool" for stage in self.stages for layer in stage)
+        smallest = 2**pools
         if images.ndim != 4 or min(images.shape[1:3]) < smallest:
             raise ValueError(
                 f"images have shape {images.shape}; expected (N, H, W, C) with H and W at least {smallest}, "
-                f"which {len(self.pool_after)} max pools need"
+                f"which {pools} max pools need"
             )
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(f"images are {images.dtype}; expected floats; normalize them first")

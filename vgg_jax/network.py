@@ -71,14 +71,15 @@ class Network:
             return read_image(os.fspath(image), preprocessing)
         return preprocessing(image if isinstance(image, PIL.Image.Image) else _to_pil(image))
 
-    def __call__(self, images: Float[Array | np.ndarray, "n h w c"]) -> Float[Array, "n classes"]:
+    def __call__(self, images: Float[Array | np.ndarray, "n h w c"]) -> Float[Array, "n *output"]:
         """Return the logits of preprocessed images. The function is compiled once for each shape.
 
         Args:
           images: (N, H, W, C) floats, as `preprocess` returns them.
 
         Returns:
-          (N, num_classes) logits; for a network without classes, the output of its last layer.
+          (N, num_classes) logits; for a network without classes, the output of its last layer: (N, width), or
+          (N, H', W', C) if `model.final_layer` ends it.
         """
         logits: jax.Array = self._logits(self.variables, images)
         return logits
@@ -215,7 +216,7 @@ def load(
     Args:
       source: the name of a pretrained network (see `weights.download.load_pretrained`), a file of weights (.pth,
         .safetensors or Keras' .h5), or the directory of a training run.
-      features_only: drop the head.
+      features_only: drop the head, and names that belong to no known head.
       preprocessing: the preprocessing of the network's images, in place of that of the source. By default that of the
         source, or None if the source does not state it: then whatever needs it raises UserError.
       classes: the names of the classes, in place of those of the source. By default those of the source, or None.
@@ -293,7 +294,7 @@ def _read(source: str, features_only: bool, step: str) -> Loaded:
             f"{source} does not exist; expected a .pth, .safetensors or .h5 file, a run's directory, or one of "
             f"{', '.join(NAMES)}"
         )
-    return load_weights(source)
+    return load_weights(source, features_only)
 
 
 def _to_pil(pixels: np.ndarray) -> PIL.Image.Image:

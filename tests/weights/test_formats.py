@@ -16,7 +16,7 @@ import torch
 from tests.conftest import raises_user_error, relative_error
 from tests.weights.test_layouts import assert_equal_trees, variables_of
 from vgg_jax import VGG, from_torch, to_torch
-from vgg_jax.data.preprocessing import AUTHORS, CIFAR10, FEATURES, IMAGENET, Preprocessing
+from vgg_jax.data.preprocessing import AUTHORS, CIFAR10, FEATURES, Preprocessing
 from vgg_jax.weights.formats import Loaded, load_file, save_file
 
 SMALL = dict(depth=11, num_classes=3, pool_size=1, hidden=(8, 8))
@@ -161,7 +161,7 @@ def test_empty_or_missing_classifier_gives_no_head(tmp_path):
     torch.save(tensors, tmp_path / "nan.pth")
     torch.save({k: a for k, a in tensors.items() if k.startswith("features")}, tmp_path / "bare.pth")
     del variables["params"]["fc8"]
-    for name, expected in (("nan.pth", FEATURES), ("bare.pth", IMAGENET)):
+    for name, expected in (("nan.pth", FEATURES), ("bare.pth", None)):
         read, back, preprocessing, *_ = load_file(tmp_path / name)
         assert (read.num_classes, read.hidden, preprocessing) == (None, (), expected)
         assert_equal_trees(back, variables)

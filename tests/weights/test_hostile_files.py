@@ -174,6 +174,58 @@ def test_bombs_are_refused_by_their_headers(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes: one gigabyte
 
 
+HOSTILE_WRAPPERS = {
+    "deeply nested": (lambda: b"}" + b"X\x05\x00\x00\x00model}" * 20_000 + b"s" * 20_000, "holds a dict; expected"),
+    "too deeply nested": (lambda: b"}" + b"X\x05\x00\x00\x00model}" * 105_000 + b"s" * 105_000, "100,000 dicts"),
+    "cyclic": (lambda: b"}q\x00X\x05\x00\x00\x00modelh\x00s", "holds a dict; expected a state dict"),
+    "many numbers": (lambda: b"](" + b"K\x01" * 900_000 + b"e", "holds a list; expected a state dict"),
+    "a large pickle": (lambda: b"](" + b"}" * 5_000_000 + b"e", "holds more than 2,097,152 bytes of names"),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", list(HOSTILE_WRAPPERS))
+def test_hostile_wrappers_are_refused_in_time(name, zipped, tmp_path):
+    import resource
+
+    content, expected = HOSTILE_WRAPPERS[name]
+    path = tmp_path / "hostile.pth"
+    torch.save({}, path, _use_new_zipfile_serialization=zipped)
+    body = b"\x80\x02" + content() + b"."
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            members = {member: archive.read(member) for member in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, old in members.items():
+                archive.writestr(member, body if member.endswith("data.pkl") else old)
+    else:
+        path.write_bytes(path.read_bytes().replace(b"\x80\x02}q\x00.", body))
+        assert path.stat().st_size > len(body)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with raises_user_error("hostile.pth", expected):
+        load_file(path)
+    assert time.process_time() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes: one gigabyte
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+def test_huge_numbers_of_names_are_refused(form, tmp_path):
+    start = time.process_time()
+    tensor = torch.zeros(1, 1, 1, 1)
+    path = tmp_path / f"hostile.{form}"
+    if form == "pth":
+        torch.save({f"features.{i}.weight": tensor for i in range(10_001)}, path)
+        expected = "holds more than 10,000 tensors"
+    else:
+        entry = {"dtype": "F32", "shape": [], "data_offsets": [0, 0]}
+        header = json.dumps({f"features.{i}.weight": {**entry, "shape": [0]} for i in range(100_000)}).encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header)
+        expected = "bytes; expected"
+    with raises_user_error(f"hostile.{form}", expected):
+        load_file(path)
+    assert time.process_time() - start < 5
+
+
 def test_wrong_networks_list_every_mismatch(tmp_path):
     model = VGG(**SMALL)
     state_dict = {k: torch.from_numpy(a) for k, a in to_torch(model, variables_of(model)).items()}

@@ -32,7 +32,7 @@ def source_variables(config: Config, model: VGG) -> dict[str, Any]:
     if "features" in config.init_layers and source.stages != model.stages:
         differences = [
             f"{field} {getattr(source, field)}, expected {getattr(model, field)}"
-            for field in ("depth", "batch_norm", "lrn", "conv1x1", "pool_after")
+            for field in ("depth", "batch_norm", "lrn", "conv1x1", "pool_after", "final_layer")
             if getattr(source, field) != getattr(model, field)
         ]
         raise UserError(

@@ -1,6 +1,6 @@
 """State dicts as people publish them, brought to torchvision's names and NumPy arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -10,21 +10,6 @@ from vgg_jax.errors import UserError
 
 # The modules whose names differ in timm, where the head consists of convolutions.
 TIMM = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
-
-
-def unwrap(content: Any) -> dict[str, Any]:
-    """Return the state dict in the content of a .pth file, also if it is wrapped as {"state_dict": ...}.
-
-    Raises:
-      UserError: if the content is not a dict from names to tensors.
-    """
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and hasattr(tensor, "detach") for name, tensor in content.items()
-    ):
-        raise UserError(f"holds a {type(content).__name__}; expected a state dict, from names to tensors")
-    return content
 
 
 def torchvision_names(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -44,7 +29,10 @@ def torchvision_names(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
         module, _, leaf = (name.removeprefix("module.") if prefixed else name).rpartition(".")
         if leaf == "num_batches_tracked":
             continue
-        array = to_numpy(tensor)
+        try:
+            array = to_numpy(tensor)
+        except UserError as error:
+            raise UserError(f"{name} {error}") from None
         module = "classifier.0" if module == "classifier" else module  # a single layer, as in networks for CIFAR
         if module in TIMM:
             module = TIMM[module]
@@ -52,6 +40,12 @@ def torchvision_names(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
             array = array.reshape(len(array), -1) if leaf == "weight" else array
         arrays[f"{module}.{leaf}"] = array
     return arrays
+
+
+def ends_before_the_classes(names: Iterable[str]) -> bool:
+    """Return whether names are those of timm with `num_classes=0`: `pre_logits` without `head`."""
+    parts = {part for name in names for part in name.split(".")}
+    return "pre_logits" in parts and "head" not in parts
 
 
 def without_empty_classifier(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
@@ -70,12 +64,23 @@ def without_empty_classifier(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """Return a NumPy view of a torch tensor or of anything that NumPy accepts; bfloat16 has the dtype of ml_dtypes."""
+    """Return a NumPy view of a torch tensor or of anything that NumPy accepts; bfloat16 has the dtype of ml_dtypes.
+
+    Raises:
+      UserError: if a tensor is sparse, quantized, or larger than the numbers that it holds.
+    """
     if hasattr(array, "detach"):
-        tensor = array.detach().cpu()
+        tensor = array.detach()
+        if tensor.is_quantized or str(tensor.layout) != "torch.strided" or tensor.is_meta or tensor.is_complex():
+            raise UserError(f"is a {tensor.layout} tensor of {tensor.dtype}; expected a dense tensor of floats")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"has {tensor.numel():,} elements, more than it holds numbers; expected a dense tensor")
+        tensor = tensor.cpu()
         if str(tensor.dtype) == "torch.bfloat16":
             import torch  # here, because only tensors need it
 
             return np.asarray(tensor.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
+        if str(tensor.dtype).startswith("torch.float8"):
+            raise UserError(f"is a tensor of {tensor.dtype}; expected floats of 16 bits or more: convert it first")
         array = tensor.numpy()
     return np.asarray(array)

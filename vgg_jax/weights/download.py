@@ -58,12 +58,14 @@ def load_pretrained(name: str) -> Loaded:
 def _of_imagenet(loaded: Loaded, preprocessing: Preprocessing) -> Loaded:
     """Return the network with the preprocessing of its training and ImageNet's class names."""
     classes = imagenet_classes() if loaded.model.num_classes == 1000 else loaded.classes
-    return loaded._replace(preprocessing=preprocessing, classes=classes, outputs="softmax")
+    return loaded._replace(preprocessing=preprocessing, classes=classes, outputs="softmax", notes=())
 
 
-def load_weights(name_or_path: str) -> Loaded:
-    """Load a pretrained network if `name_or_path` is in NAMES, else the network of a file."""
-    return load_pretrained(name_or_path) if name_or_path in NAMES else load_file(name_or_path)
+def load_weights(name_or_path: str, features_only: bool = False) -> Loaded:
+    """Load a pretrained network if `name_or_path` is in NAMES, else the network of a file; see `load_file`."""
+    if name_or_path in NAMES:
+        return load_pretrained(name_or_path)
+    return load_file(name_or_path, features_only)
 
 
 def cache_dir() -> str:

@@ -1,10 +1,8 @@
 """File formats of weights: .pth, .safetensors and Keras' .h5, each an entry of the table FORMATS."""
 
-import collections
 import contextlib
 import dataclasses
 import os
-import stat
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,13 +14,17 @@ import safetensors
 import safetensors.numpy
 
 from vgg_jax.data.preprocessing import AUTHORS, FEATURES, IMAGENET, Preprocessing
-from vgg_jax.errors import UserError, first_line, require
+from vgg_jax.errors import UserError, require
 from vgg_jax.model import VGG
-from vgg_jax.weights.cleaning import torchvision_names, unwrap, without_empty_classifier
-from vgg_jax.weights.layouts import Variables, from_keras, from_torch, to_torch
-from vgg_jax.weights.metadata import Stated, attach_to, attached_to, from_json, to_json
+from vgg_jax.weights.cleaning import torchvision_names
+from vgg_jax.weights.contents import describe_content
+from vgg_jax.weights.imagenet_classes import imagenet_classes, is_imagenets
+from vgg_jax.weights.layouts import Variables, from_keras, to_torch, to_variables
+from vgg_jax.weights.metadata import Stated, attached_to, from_json, to_json
+from vgg_jax.weights.pickles import read_content, write_tensors
+from vgg_jax.weights.state_dicts import Reading, read_checkpoint, read_state_dict
 
-LARGEST = 4 * 2**30  # bytes of one file's arrays: a VGG-19 in float64 has 1.15 GB
+LARGEST_HEADER = 4 * 2**20  # bytes of a .safetensors file's header; of a VGG-19 it is 10 thousand
 
 
 class Loaded(NamedTuple):
@@ -43,19 +45,23 @@ class Format:
     name: str
     suffixes: tuple[str, ...]
     matches: Callable[[str], bool]  # whether the content of the file at a path is of this format
-    read: Callable[[str], Loaded]  # raises UserError without the path, which `load_file` puts in front
+    # From the path and whether to leave out the head if it is unknown; raises UserError without the path, which
+    # `load_file` puts in front.
+    read: Callable[[str, bool], Loaded]
     write: Callable[[str, Loaded], None] | None = None
 
 
-def load_file(path: str | os.PathLike[str]) -> Loaded:
+def load_file(path: str | os.PathLike[str], features_only: bool = False) -> Loaded:
     """Load a network from a file of any format in FORMATS.
 
-    The content decides the format; the suffix counts only for a file whose content matches no format. Depth, batch
-    norm, classes and head are read off the file. PyTorch's files need torch 2.10 or newer and are read with
-    `weights_only=True`: nothing in them is executed.
+    The content decides the format; the suffix counts only for a file whose content is unknown. Depth, batch norm,
+    classes and head are read off the file; the notes name what was unwrapped, renamed or assumed. PyTorch's files need
+    torch 2.10 or newer and are read with `weights_only=True`: nothing in them is executed.
 
     Args:
       path: the file.
+      features_only: leave out names that belong to no known head, where the file is refused otherwise. A head that is
+        known is read all the same.
 
     Returns:
       The network, and what the file states about its images and classes.
@@ -67,14 +73,21 @@ def load_file(path: str | os.PathLike[str]) -> Loaded:
     path = os.fspath(path)
     if not os.path.exists(path):
         raise UserError(f"{path} does not exist; expected a {_suffixes(FORMATS, 'or')} file")
-    suffix = os.path.splitext(path)[1]
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; expected a {_suffixes(FORMATS, 'or')} file")
+    suffix = os.path.splitext(path)[1].lower()
     by_content = [entry for entry in FORMATS if entry.matches(path)]
     by_suffix = [entry for entry in FORMATS if suffix in entry.suffixes]
-    if os.path.isdir(path) or not by_content + by_suffix:
-        found = "is a folder" if os.path.isdir(path) else f"ends in {suffix!r}, and its content is of no known format"
-        raise UserError(f"{path} {found}; expected a {_suffixes(FORMATS, 'or')} file")
+    if description := describe_content(path):
+        raise UserError(f"{path} is {description}; expected a {_suffixes(FORMATS, 'or')} file")
+    if not by_content + by_suffix:
+        size = os.path.getsize(path)
+        raise UserError(
+            f"{path} has {size:,} bytes of no known format, whatever its name; expected a {_suffixes(FORMATS, 'or')} "
+            "file: download it again, or convert it"
+        )
     try:
-        return (by_content + by_suffix)[0].read(path)
+        return (by_content + by_suffix)[0].read(path, features_only)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -114,7 +127,7 @@ def check_target(path: str | os.PathLike[str]) -> None:
 
 def _writer(path: str) -> Callable[[str, Loaded], None]:
     """Return the function that writes the file at `path`, after checking the suffix and the folder."""
-    suffix = os.path.splitext(path)[1]
+    suffix = os.path.splitext(path)[1].lower()
     writable = [entry for entry in FORMATS if entry.write]
     writers = [entry.write for entry in writable if entry.write and suffix in entry.suffixes]
     if not writers:
@@ -137,9 +150,9 @@ def _head(path: str, length: int) -> bytes:
     return b""
 
 
-def _from_arrays(arrays: Mapping[str, Any], model: VGG | None = None) -> tuple[VGG, Variables]:
-    """Return `from_torch` of the arrays; raise UserError if numbers are not finite."""
-    model, variables = from_torch(arrays, model)
+def _from_arrays(arrays: Mapping[str, Any], model: VGG) -> tuple[VGG, Variables]:
+    """Return the model and the variables of the arrays; raise UserError if numbers are not finite."""
+    variables = to_variables(arrays, model)
     bad = [
         "/".join(key.key for key in keys)
         for keys, array in jax.tree_util.tree_leaves_with_path(variables)
@@ -148,6 +161,18 @@ def _from_arrays(arrays: Mapping[str, Any], model: VGG | None = None) -> tuple[V
     if bad:
         raise UserError(f"holds numbers that are not finite, in {', '.join(bad)}")
     return model, variables
+
+
+def _from_reading(reading: Reading, features_only: bool) -> Loaded:
+    """Return the network of a state dict that states neither its preprocessing nor its classes."""
+    model, variables = _from_arrays(reading.arrays, reading.model)
+    preprocessing, classes, notes = None, None, reading.notes
+    if reading.was_empty:
+        preprocessing = FEATURES
+    elif reading.is_own and is_imagenets(model, variables["params"]["conv1_1"]["kernel"].shape[2]):
+        preprocessing, classes = IMAGENET, None if features_only else imagenet_classes()
+        notes = (*notes, "torchvision's layout with 1000 classes: taken for ImageNet's preprocessing and classes")
+    return Loaded(model, variables, preprocessing, classes, notes=notes)
 
 
 def _own_metadata(network: Loaded) -> dict[str, str]:
@@ -161,7 +186,7 @@ def _stated(metadata: Mapping[str, str], arrays: Mapping[str, Any]) -> Stated | 
 
 
 def _from_own(arrays: Mapping[str, Any], stated: Stated) -> Loaded:
-    model, variables = _from_arrays(arrays, stated.model)
+    model, variables = _from_arrays(torchvision_names(arrays), stated.model)
     return Loaded(model, variables, stated.preprocessing, stated.classes, stated.outputs)
 
 
@@ -178,68 +203,22 @@ def _is_pth(path: str) -> bool:
     return head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")  # the protocols of pickle
 
 
-def _read_pth(path: str) -> Loaded:
-    torch = _import_torch()
-    _check_archive(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises several kinds
-        raise UserError(
-            f"refused by torch.load(weights_only=True), which executes nothing: {first_line(error)}"
-        ) from None
-    arrays, was_empty = without_empty_classifier(torchvision_names(unwrap(content)))
+def _read_pth(path: str, features_only: bool) -> Loaded:
+    content = read_content(path)
     notes: tuple[str, ...] = ()
-    if own := _stated(attached_to(content), arrays):
-        try:
-            return _from_own(arrays, own)
-        except UserError:  # someone has replaced tensors, such as those of the last layer, and kept the rest
-            notes = ("the network that vgg_jax described in the file is another one; read off the tensors instead",)
-    return Loaded(*_from_arrays(arrays), FEATURES if was_empty else IMAGENET, notes=notes)
-
-
-def _check_archive(path: str) -> None:
-    """Raise UserError if the file is a zip archive that torch.save cannot have written."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise UserError(f"not a whole archive: {error}") from None
-    size = sum(member.file_size for member in members)
-    # torch.save stores without compression, so a compressed member is not its work and may be a decompression bomb.
-    if size > LARGEST or any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise UserError(f"an archive of {size:,} bytes, some compressed; expected one that torch.save wrote")
-    for member in members:
-        outside = member.filename.startswith("/") or ".." in member.filename.split("/")
-        if outside or stat.S_ISLNK(member.external_attr >> 16):
-            raise UserError(f"an archive with {member.filename!r}, a link or a path outside; expected torch.save's")
+    if metadata := attached_to(content):
+        arrays = torchvision_names(content)
+        if own := _stated(metadata, arrays):
+            try:
+                return _from_own(arrays, own)
+            except UserError:  # someone has replaced tensors, such as those of the last layer, and kept the rest
+                notes = ("the network that vgg_jax described in the file is another one; read off the tensors instead",)
+    loaded = _from_reading(read_checkpoint(content, features_only), features_only)
+    return loaded._replace(notes=(*notes, *loaded.notes))
 
 
 def _write_pth(path: str, network: Loaded) -> None:
-    torch = _import_torch()
-    tensors = collections.OrderedDict(
-        (
-            name,
-            torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-            if array.dtype.name == "bfloat16"
-            else torch.from_numpy(array),
-        )
-        for name, array in to_torch(network.model, network.variables).items()
-    )
-    attach_to(tensors, _own_metadata(network))
-    torch.save(tensors, path)
-
-
-def _import_torch() -> Any:
-    torch = require("torch", "torch")
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < (2, 10):
-        raise UserError(
-            f"PyTorch {torch.__version__} can be made to execute the content of a .pth file (CVE-2026-24747); "
-            "expected 2.10 or newer: pip install -U torch"
-        )
-    return torch
+    write_tensors(path, to_torch(network.model, network.variables), _own_metadata(network))
 
 
 # --- .safetensors: names of torchvision or timm; our files have metadata
@@ -251,15 +230,19 @@ def _is_safetensors(path: str) -> bool:
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") < os.path.getsize(path)
 
 
-def _read_safetensors(path: str) -> Loaded:
+def _read_safetensors(path: str, features_only: bool) -> Loaded:
+    length = int.from_bytes(_head(path, 8), "little")
+    if length > LARGEST_HEADER:
+        raise UserError(f"not a whole .safetensors file: a header of {length:,} bytes; expected {LARGEST_HEADER:,}")
     try:
         with safetensors.safe_open(path, "np") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is not a mapping
     except (safetensors.SafetensorError, OSError, MemoryError, ValueError) as error:
         raise UserError(f"not a whole .safetensors file: {error}") from None
-    own = _stated(metadata, arrays)
-    return _from_own(arrays, own) if own else Loaded(*_from_arrays(arrays), IMAGENET)
+    if own := _stated(metadata, arrays):
+        return _from_own(arrays, own)
+    return _from_reading(read_state_dict(arrays, features_only, keeps_order=False), features_only)
 
 
 def _write_safetensors(path: str, network: Loaded) -> None:
@@ -291,5 +274,5 @@ def _read_keras(path: str) -> Loaded:
 FORMATS = [
     Format("PyTorch", (".pth", ".pt"), _is_pth, _read_pth, _write_pth),
     Format("safetensors", (".safetensors",), _is_safetensors, _read_safetensors, _write_safetensors),
-    Format("Keras", (".h5",), _is_hdf5, _read_keras),
+    Format("Keras", (".h5",), _is_hdf5, lambda path, features_only: _read_keras(path)),
 ]

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vgg_jax.console import note
 from vgg_jax.errors import UserError
 from vgg_jax.model import COLUMNS, VGG
-from vgg_jax.weights.cleaning import torchvision_names
+from vgg_jax.weights.cleaning import ends_before_the_classes, torchvision_names
 
 Variables = dict[str, Any]
 
@@ -95,9 +96,8 @@ def from_torch(state_dict: Mapping[str, Any], model: VGG | None = None) -> tuple
     Args:
       state_dict: from names, with or without the prefix `module.`, to torch tensors or NumPy arrays.
         `num_batches_tracked` is ignored.
-      model: the network of the weights. By default it is read off the state dict: depth, lrn, conv1x1, batch norm,
-        classes, hidden, pool_size and param_dtype; `dtype` is param_dtype, but at least float32. Without a classifier,
-        the network has no head: num_classes None, hidden (). Pass the model if its `pool_after` is not the default.
+      model: the network of the weights. By default it is read off the state dict (see `read_model`), and a note names
+        what was assumed. Pass the model if its `pool_after` is not the default.
 
     Returns:
       (model, variables). The variables share no memory with `state_dict`.
@@ -108,15 +108,24 @@ def from_torch(state_dict: Mapping[str, Any], model: VGG | None = None) -> tuple
     """
     arrays = torchvision_names(state_dict)
     if model is None:
-        model = _read_model(arrays)
-    first = arrays.get("features.0.weight")
-    entries = table(model, first.shape[1] if first is not None and first.ndim == 4 else 3)
-    problems = _mismatches(arrays, entries)
-    if problems:
-        raise UserError(f"the state dict does not fit {_describe(model)}:\n  " + "\n  ".join(problems))
+        model, notes = read_model(arrays, False if ends_before_the_classes(state_dict) else None)
+        for line in notes:
+            note(line)
+    return model, to_variables(arrays, model)
 
+
+def to_variables(arrays: Mapping[str, np.ndarray], model: VGG) -> Variables:
+    """Copy arrays under torchvision's names into the variables of `model`.
+
+    Args:
+      arrays: from torchvision's names to arrays.
+      model: the network of the weights.
+
+    Raises:
+      UserError: as `from_torch`.
+    """
     variables: Variables = {}
-    for name, (collection, module, leaf), layout, _, our_shape in entries:
+    for name, (collection, module, leaf), layout, _, our_shape in check_fits(arrays, model):
         dtype = model.param_dtype
         if collection == "batch_stats":
             dtype = jnp.promote_types(dtype, jnp.float32)
@@ -127,7 +136,7 @@ def from_torch(state_dict: Mapping[str, Any], model: VGG | None = None) -> tuple
                 'call jax.config.update("jax_enable_x64", True) first, or convert the weights to float32'
             )
         variables.setdefault(collection, {}).setdefault(module, {})[leaf] = jnp.asarray(array)
-    return model, variables
+    return variables
 
 
 def to_torch(model: VGG, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -201,6 +210,16 @@ def from_keras(arrays: Mapping[str, list[np.ndarray]]) -> tuple[VGG, Variables]:
     return from_torch(to_torch(model, {"params": params}), model)
 
 
+def check_fits(arrays: Mapping[str, np.ndarray], model: VGG) -> list[Entry]:
+    """Return the table of `model`; raise UserError if arrays under torchvision's names do not fit it."""
+    first = arrays.get("features.0.weight")
+    entries = table(model, first.shape[1] if first is not None and first.ndim == 4 else 3)
+    problems = _mismatches(arrays, entries)
+    if problems:
+        raise UserError(f"the state dict does not fit {_describe(model)}:\n  " + "\n  ".join(problems))
+    return entries
+
+
 def _copy(view: np.ndarray, dtype: Any, axis: int) -> np.ndarray:
     """Return a C-ordered copy, made in blocks of 16 along the axis of the output features.
 
@@ -213,26 +232,35 @@ def _copy(view: np.ndarray, dtype: Any, axis: int) -> np.ndarray:
     return copy
 
 
-def _read_model(arrays: Mapping[str, np.ndarray]) -> VGG:
-    """Return the network whose names and shapes match the state dict best."""
-    head = sorted(
-        (int(match.group(1)), array.shape)
-        for name, array in arrays.items()
-        if (match := re.fullmatch(r"classifier\.(\d+)\.weight", name)) and array.ndim == 2
-    )
-    if "features.0.weight" not in arrays:
+def read_model(arrays: Mapping[str, np.ndarray], has_classes: bool | None = None) -> tuple[VGG, tuple[str, ...]]:
+    """Return the network whose names and shapes match the arrays best, and one line for each assumption.
+
+    Depth, lrn, conv1x1, batch norm, classes, hidden, pool_size, final_layer and param_dtype are read; `dtype` is
+    param_dtype, but at least float32. Without a classifier, the network has no head: num_classes None, hidden (). If
+    the convolutions end early, it is the shallowest network that begins with them.
+
+    Args:
+      arrays: from torchvision's names to arrays.
+      has_classes: whether the last dense layer gives classes. By default, fc6 with 4096 outputs alone, or fc6 and an
+        fc7 of as many inputs as outputs, are the representation, and end the network.
+
+    Raises:
+      UserError: if the first convolution is missing, or there are more dense layers than a VGG has.
+    """
+    first = arrays.get("features.0.weight")
+    if first is None or first.ndim != 4 or not jnp.issubdtype(first.dtype, jnp.floating):
+        found = "no features.0.weight" if first is None else f"features.0.weight {first.shape} of {first.dtype}"
         raise UserError(
-            f"found no features.0.weight among {len(arrays)} names such as {sorted(arrays)[:3]}; "
-            "expected torchvision's or timm's names"
+            f"found {found} among {len(arrays)} names such as {sorted(arrays)[:3]}; "
+            "expected torchvision's or timm's names, and floats"
         )
-    widths = tuple(shape[0] for _, shape in head)
-    param_dtype = arrays["features.0.weight"].dtype
+    convolutions = _numbered(arrays, "features", 4)
+    head = _numbered(arrays, "classifier", 2)
+    fields, notes = _head_fields(head, len(list(convolutions.values())[-1]), has_classes)
     common: dict[str, Any] = dict(
-        num_classes=widths[-1] if head else None,
-        hidden=widths[:-1],
-        pool_size=max(1, round((head[0][1][1] / 512) ** 0.5)) if head else 7,
-        param_dtype=jnp.dtype(param_dtype),
-        dtype=jnp.promote_types(param_dtype, jnp.float32) if param_dtype != np.float64 else jnp.dtype(param_dtype),
+        **fields,
+        param_dtype=jnp.dtype(first.dtype),
+        dtype=jnp.promote_types(first.dtype, jnp.float32) if first.dtype != np.float64 else jnp.dtype(first.dtype),
     )
     columns: list[dict[str, Any]] = [dict(depth=depth) for depth in COLUMNS]
     columns += [dict(depth=11, lrn=True), dict(depth=16, conv1x1=True)]
@@ -240,7 +268,53 @@ def _read_model(arrays: Mapping[str, np.ndarray]) -> VGG:
         candidates = [VGG(**column, batch_norm=bn, **common) for column in columns for bn in (False, True)]
     except ValueError as error:
         raise UserError(f"its classifier is not a VGG's: {error}") from None
-    return min(candidates, key=lambda model: len(_mismatches(arrays, table(model))))
+
+    def distance(model: VGG) -> int:
+        return len(_mismatches(arrays, table(model, first.shape[1])))
+
+    best = min(candidates, key=distance)
+    if not head and distance(best):
+        shorter = [_shortened(model, len(convolutions)) for model in candidates]
+        fitting = [model for model in shorter if model and not distance(model)]
+        if fitting:
+            best = fitting[0]
+            notes.append(
+                f"the weights end after {len(convolutions)} convolutions: read as VGG-{best.depth}, the shallowest "
+                f"that begins with them, up to {best.final_layer}"
+            )
+    return best, tuple(notes)
+
+
+def _numbered(arrays: Mapping[str, np.ndarray], part: str, ndim: int) -> dict[int, np.ndarray]:
+    """Return the kernels with `ndim` axes of `features` or `classifier` by their numbers, in rising order."""
+    matches = [(re.fullmatch(rf"{part}\.(\d{{1,9}})\.weight", name), array) for name, array in arrays.items()]
+    numbered = {int(match.group(1)): array for match, array in matches if match and array.ndim == ndim}
+    return dict(sorted(numbered.items()))
+
+
+def _head_fields(
+    head: Mapping[int, np.ndarray], channels: int, has_classes: bool | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields of VGG that describe the head, and one line for each assumption."""
+    if not head:
+        return dict(num_classes=None, hidden=()), []
+    shapes = [kernel.shape for kernel in head.values()]
+    widths = tuple(shape[0] for shape in shapes)
+    pool_size = max(1, round((shapes[0][1] / channels) ** 0.5))
+    if has_classes is None and list(head) in ([0], [0, 3]):
+        has_classes = widths != (4096,) if len(head) == 1 else shapes[1][0] != shapes[1][1]
+    if has_classes is False:
+        note = f"its last layer, {shapes[-1]}, is taken for fc{5 + len(head)}: a representation, not classes"
+        return dict(num_classes=None, hidden=widths, pool_size=pool_size), [note]
+    return dict(num_classes=widths[-1], hidden=widths[:-1], pool_size=pool_size), []
+
+
+def _shortened(model: VGG, convolutions: int) -> VGG | None:
+    """Return the network up to the ReLU after its first convolutions; None if it has no more than these."""
+    names = [layer.name for stage in model.stages for layer in stage if layer.kind == "conv"]
+    if convolutions >= len(names):
+        return None
+    return model.clone(final_layer=names[convolutions - 1].replace("conv", "relu"))
 
 
 def _mismatches(arrays: Mapping[str, np.ndarray], entries: list[Entry]) -> list[str]:
@@ -257,5 +331,15 @@ def _mismatches(arrays: Mapping[str, np.ndarray], entries: list[Entry]) -> list[
 
 
 def _describe(model: VGG) -> str:
-    fields = ("depth", "batch_norm", "lrn", "conv1x1", "num_classes", "pool_size", "hidden", "pool_after")
+    fields: tuple[str, ...] = (
+        "depth",
+        "batch_norm",
+        "lrn",
+        "conv1x1",
+        "num_classes",
+        "pool_size",
+        "hidden",
+        "pool_after",
+    )
+    fields += ("final_layer",) if model.final_layer else ()
     return "VGG(" + ", ".join(f"{field}={getattr(model, field)}" for field in fields) + ")"

@@ -1,0 +1,118 @@
+"""Files under a weight's name that hold something else: one line says what they hold and what to do."""
+
+import argparse
+import gzip
+import io
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import raises_user_error
+from vgg_jax.weights.formats import load_file
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 553433881\n"
+
+
+def npz():
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.zeros(3))
+    return buffer.getvalue()
+
+
+def npy():
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+def torch_script():
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own, for all of TorchScript
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), buffer)
+    return buffer.getvalue()
+
+
+CONTENTS = {
+    "lfs": (lambda: POINTER.encode(), "is a text file of 134 bytes (a Git LFS pointer); download the file itself"),
+    "html": (lambda: b"\n<!DOCTYPE html><html>Not found</html>", "(an HTML page); download the file itself"),
+    "empty": (lambda: b"", "is an empty file (0 bytes); download it again"),
+    "text": (lambda: "größe\n".encode() * 1000, "is a text file of 8,000 bytes; choose the file of the weights"),
+    "json": (lambda: json.dumps({"model": "vgg"}).encode(), "is a text file of 16 bytes (JSON)"),
+    "onnx": (lambda: b"\x08\x07\x12\x07pytorch\x1a\x051.9.0" + bytes(50), "is an ONNX network of 68 bytes"),
+    "tensorflow": (lambda: bytes(90) + bytes.fromhex("57fb808b247547db"), "is a TensorFlow checkpoint of 98 bytes"),
+    "tensorflow index": (lambda: b'model_checkpoint_path: "vgg_16.ckpt"\n', "(the index of a TensorFlow checkpoint)"),
+    "npz": (npz, "is a NumPy archive (.npz)"),
+    "npy": (npy, "is a NumPy array (.npy)"),
+    "torchscript": (torch_script, "is a TorchScript archive"),
+    "gguf": (lambda: b"GGUF\x03" + bytes(40), "is a GGUF file of a language model"),
+    "gzip": (lambda: gzip.compress(b"x" * 100), "is a gzip archive"),
+    "unknown": (lambda: b"\x01\xfe\xff" * 20, "has 60 bytes of no known format, whatever its name"),
+}
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "h5", "bin"])
+@pytest.mark.parametrize("kind", list(CONTENTS))
+def test_other_contents_are_named(kind, suffix, tmp_path):
+    if kind == "unknown" and suffix != "bin":
+        pytest.skip("the suffix decides then")
+    content, expected = CONTENTS[kind]
+    path = tmp_path / f"vgg16.{suffix}"
+    path.write_bytes(content())
+    with raises_user_error(f"vgg16.{suffix} ", expected, "expected a .pth, .pt, .safetensors or .h5 file"):
+        load_file(path)
+
+
+def refusal(content, path, **options):
+    torch.save(content, path, **options)
+    with raises_user_error("executes nothing", "save torch.save(model.state_dict(), path) instead"):
+        try:
+            load_file(path)
+        except ValueError as error:
+            message = str(error)
+            raise
+    assert "weights_only" not in message
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_checkpoints_with_objects_name_their_type(zipped, tmp_path):
+    options = dict(_use_new_zipfile_serialization=zipped)
+    state_dict = torch.nn.Linear(2, 2).state_dict()
+    path = tmp_path / "a.pth"
+    message = refusal({"state_dict": state_dict, "args": argparse.Namespace(lr=0.1)}, path, **options)
+    assert "holds an object of type argparse.Namespace" in message
+    message = refusal({"state_dict": state_dict, "best": np.float64(0.5)}, path, **options)
+    assert "holds a NumPy number or array (numpy." in message
+    message = refusal(torch.nn.Sequential(torch.nn.Linear(2, 2)), path, **options)
+    assert "holds a whole pickled module (torch.nn.modules.container.Sequential)" in message
+    message = refusal({"args": argparse.Namespace(lr=0.1)}, path, pickle_protocol=4, **options)
+    assert "holds an object of type argparse.Namespace" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ([torch.zeros(1)], "holds a list; expected a state dict"),
+        (torch.zeros(2), "holds a Tensor; expected a state dict"),
+        ({}, "holds a dict; expected a state dict"),
+        ({"epoch": 3, "best": 0.5}, "with convolutions; found the keys 'epoch', 'best'"),
+        ({"model": {"fc.weight": torch.zeros(2, 2)}}, "found the keys 'model'"),
+        ({"conv.weight": torch.zeros(2, 2, 3, 3)}, "found no features.0.weight among 1 names such as ['conv.weight']"),
+        ({"ema": {"a.weight": torch.zeros(2, 2, 3, 3)}}, "under 'ema': found no features.0.weight among 1 names"),
+        (
+            {"features.0.weight": torch.zeros(64, 3, 3, 3, dtype=torch.int8)},
+            "features.0.weight (64, 3, 3, 3) of int8",
+        ),
+        ({"features.0.weight": torch.zeros(64, 3, 3, 3).to_sparse()}, "is a torch.sparse_coo tensor of torch.float32"),
+        ({"features.0.weight": torch.zeros(1).expand(2**20, 2**20, 3, 3)}, "more than it holds numbers"),
+    ],
+)
+def test_other_tensors_are_refused(content, expected, tmp_path):
+    torch.save(content, tmp_path / "a.pth")
+    with raises_user_error("a.pth: ", expected):
+        load_file(tmp_path / "a.pth")
