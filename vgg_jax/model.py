@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from vgg_jax.ops.conv3x3 import Conv3x3
 from vgg_jax.ops.dense import dense_product
 from vgg_jax.ops.normalization import BatchNorm, local_response_norm
-from vgg_jax.ops.pooling import adaptive_avg_pool, max_pool
+from vgg_jax.ops.pooling import adaptive_pool, max_pool, square_windows
 
 # Table 1 of the paper: the output channels of the convolutions, by column and stage. A max pool ends each stage. The
 # kernels are 3x3, except that the last kernel of stages 3 to 5 in column C is 1x1. Column A-LRN is column A with local
@@ -45,7 +45,7 @@ dense_init = nn.initializers.normal(0.01)
 class Layer(NamedTuple):
     """One layer of a network."""
 
-    kind: str  # conv, bn, relu, lrn, pool, dense or dropout
+    kind: str  # conv, bn, relu, lrn, pool, dense, dropout or average
     name: str  # conv3_1, as in the paper
     features: int = 0  # output channels of a convolution or dense layer
     kernel_size: int = 0  # side of the kernel; of a dense layer as a convolution: 7 for fc6, 1 for fc7 and fc8
@@ -117,6 +117,8 @@ class VGG(nn.Module):
     dropout_rate: float = 0.5  # rate of the dropout after fc6 and fc7
     dtype: Any = jnp.float32  # dtype of the computation
     param_dtype: Any = jnp.float32  # dtype of the parameters
+    head_pool: str = "average"  # or "max": the kind of the adaptive pool before the head
+    conv_head: bool = False  # timm's head: fc6 and fc7 slide over the last map, and the mean of relu7's map is taken
     remat: bool = False  # rematerialization: recompute each stage in the backward pass to save memory
     layers: Layers = FAST  # implementations of the layers
     head_sharding: jax.sharding.Sharding | None = None  # sharding of the dense layers' inputs over devices
@@ -133,6 +135,10 @@ class VGG(nn.Module):
              f"hidden is {self.hidden}; expected at most two positive widths, of fc6 and fc7"),
             (tuple(self.pool_after) == tuple(s for s in range(1, 6) if s in self.pool_after),
              f"pool_after is {self.pool_after}; expected stages from 1 to 5 in rising order"),
+            (self.head_pool in ("average", "max"), f"head_pool is {self.head_pool!r}; expected 'average' or 'max'"),
+            (not self.conv_head or (len(self.hidden) == 2 and self.head_pool == "average"),
+             f"conv_head is timm's head: it needs two hidden widths and head_pool 'average', not {self.hidden} and "
+             f"{self.head_pool!r}"),
             (0 <= self.dropout_rate < 1, f"dropout_rate is {self.dropout_rate}; expected at least 0 and below 1"),
             (self.final_layer is None or (classes is None and not self.hidden),
              f"final_layer is {self.final_layer}; expected num_classes None and hidden (), because no head follows it"),
@@ -179,7 +185,9 @@ class VGG(nn.Module):
         for i, features in enumerate(self.hidden, 6):
             size = 1 if layers else self.pool_size
             layers += [Layer("dense", f"fc{i}", features, size), Layer("relu", f"relu{i}")]
-            layers += [Layer("dropout", f"drop{i}")]
+            if self.conv_head and i == 7:
+                layers.append(Layer("average", "global_pool"))
+            layers.append(Layer("dropout", f"drop{i}"))
         if self.num_classes is not None:
             layers.append(Layer("dense", "fc8", self.num_classes, 1 if layers else self.pool_size))
         return layers
@@ -258,9 +266,16 @@ class VGG(nn.Module):
             run_stage = functools.partial(run, layers=stage)
             x = (nn.remat(run_stage) if self.remat else run_stage)(self, x)
         if (last_layer or self.final_layer) is None or last_layer in [layer.name for layer in self.head]:
-            x = adaptive_avg_pool(x, self.pool_size)
-            x = run(self, x.reshape(x.shape[0], -1), self.head)
+            x = run(self, self._head_input(x), self.head)
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))
+
+    def _head_input(self, x: jax.Array) -> jax.Array:
+        """Return the flattened pool of the last map (N, D), or with `conv_head` its windows (N, H, W, D)."""
+        size = self.pool_size
+        if self.conv_head:
+            return square_windows(adaptive_pool(x, max(x.shape[1], size), max(x.shape[2], size)), size)
+        x = adaptive_pool(x, size, size, jnp.max if self.head_pool == "max" else jnp.mean)
+        return x.reshape(x.shape[0], -1)
 
     def _apply_layer(self, layer: Layer, x: jax.Array, train: bool, average_pool: bool) -> jax.Array:
         options: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype, name=layer.name)
@@ -277,11 +292,14 @@ class VGG(nn.Module):
             case "pool":
                 return _average_pool(x) if average_pool else self.layers.pool(x)
             case "dense":
-                dense = self.layers.dense
+                dense, lead = self.layers.dense, x.shape[:-1]
+                x = x.reshape(-1, x.shape[-1])  # because dense_product and the sharding are of matrices
                 if self.head_sharding is not None:
                     x = jax.lax.with_sharding_constraint(x, self.head_sharding)
                     dense = nn.Dense  # because dense_product splits the kernel's rows, which the devices already share
-                return dense(layer.features, kernel_init=dense_init, **options)(x)
+                return dense(layer.features, kernel_init=dense_init, **options)(x).reshape(*lead, layer.features)
+            case "average":
+                return x.mean((1, 2))
             case "dropout":
                 y: jax.Array = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
                 return y

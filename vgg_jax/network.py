@@ -215,7 +215,7 @@ def load(
 
     Args:
       source: the name of a pretrained network (see `weights.download.load_pretrained`), a file of weights (.pth,
-        .safetensors or Keras' .h5), or the directory of a training run.
+        .safetensors, Keras' .h5 or .keras), or the directory of a training run.
       features_only: drop the head, and names that belong to no known head.
       preprocessing: the preprocessing of the network's images, in place of that of the source. By default that of the
         source, or None if the source does not state it: then whatever needs it raises UserError.
@@ -239,10 +239,17 @@ def load(
     model, variables = loaded.model, loaded.variables
     for line in loaded.notes:
         note(f"{source}: {line}")
+    preprocessing = preprocessing or loaded.preprocessing
+    if preprocessing is not None and loaded.sides is not None and preprocessing.crop not in loaded.sides:
+        raise UserError(
+            f"{source} takes images of {loaded.sides[0]} to {loaded.sides[-1]} pixels a side; found a preprocessing "
+            f"that crops {preprocessing.crop}: use the size of its training, such as "
+            "dataclasses.replace(vgg_jax.AUTHORS, resize=SIDE, crop=SIDE)"
+        )
     if features_only:
         head = [layer.name for layer in model.head]
         params = {name: leaves for name, leaves in variables["params"].items() if name not in head}
-        model, variables = model.clone(num_classes=None, hidden=()), {**variables, "params": params}
+        model, variables = model.clone(num_classes=None, hidden=(), conv_head=False), {**variables, "params": params}
     if classes is None and not features_only:
         classes = loaded.classes
     if classes is not None and len(classes) != (model.num_classes or 0):
@@ -250,9 +257,7 @@ def load(
             f"{source} has {model.num_classes or 'no'} classes; found {len(classes)} names: pass a name for each class"
         )
     names = None if classes is None else tuple(classes)
-    return Network(
-        model, variables, preprocessing or loaded.preprocessing, names, outputs or loaded.outputs or "softmax", source
-    )
+    return Network(model, variables, preprocessing, names, outputs or loaded.outputs or "softmax", source)
 
 
 def find_images(images: Image | Sequence[Image]) -> list[tuple[str, Image]]:
@@ -291,7 +296,7 @@ def _read(source: str, features_only: bool, step: str) -> Loaded:
         return load_run(source, step)
     if source not in NAMES and not os.path.exists(source):
         raise UserError(
-            f"{source} does not exist; expected a .pth, .safetensors or .h5 file, a run's directory, or one of "
+            f"{source} does not exist; expected a .pth, .safetensors, .h5 or .keras file, a run's directory, or one of "
             f"{', '.join(NAMES)}"
         )
     return load_weights(source, features_only)

@@ -157,6 +157,7 @@ def test_timm_without_classes_is_a_representation(widths, tmp_path):
     for name, size in (("pre_logits.fc1.weight", 7), ("pre_logits.fc2.weight", 1)):
         theirs[name] = theirs[name].reshape(len(theirs[name]), -1, size, size)
     read = load_file(save(tmp_path / "a.safetensors", theirs))
+    model = model.clone(conv_head=True)
     check(read, model, arrays, "is taken for fc7: a representation, not classes")
     assert from_torch(theirs)[0] == model
     images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
@@ -351,7 +352,7 @@ def test_torchvisions_own_layout_is_imagenets(layout, tmp_path, monkeypatch):
     assert not any(
         [is_imagenets(VGG(16), 1), is_imagenets(VGG(16, hidden=(12, 12)), 3), is_imagenets(VGG(11, lrn=True), 3)]
     )
-    monkeypatch.setattr("vgg_jax.weights.imagenet.HIDDEN", (12, 12))  # narrow layers, for speed
+    monkeypatch.setattr("vgg_jax.weights.imagenet_classes.HIDDEN", (12, 12))  # narrow layers, for speed
     model = VGG(11, hidden=(12, 12))
     arrays = arrays_of(model)
     names = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}

@@ -92,6 +92,30 @@ def test_one_dict_under_two_keys_is_one_network(narrow, tmp_path):
     check(tmp_path / "a.pth", weights, ["under 'model'"])
 
 
+def test_parts_that_are_not_read_are_named(narrow, tmp_path):
+    weights = tensors_of(MODELS[0])
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(8, 3, 3, 3)}}}
+    parts = {part: {} for part in ("features", "classifier")}
+    for name, tensor in weights.items():
+        part, rest = name.split(".", 1)
+        parts[part][rest] = tensor
+    torch.save({**parts, "optimizer": optimizer}, tmp_path / "a.pth")
+    (note, *_) = load_file(tmp_path / "a.pth").notes
+    assert note == "the weights are those under 'features', and not those under 'classifier'"
+    average = {"n_averaged": torch.tensor(1)} | {f"module.{name}": tensor for name, tensor in weights.items()}
+    torch.save({"model": weights, "model_ema": average}, tmp_path / "a.pth")
+    with raises_user_error("holds several networks: under 'model', 'model_ema'"):
+        load_file(tmp_path / "a.pth")
+
+
+def test_missing_bias_of_the_head_is_named(narrow, tmp_path):
+    weights = tensors_of(VGG(11, num_classes=3, pool_size=1, hidden=(8, 8)))
+    del weights["classifier.3.bias"]
+    torch.save(weights, tmp_path / "a.pth")
+    with raises_user_error("missing classifier.3.bias (8,)"):
+        load_file(tmp_path / "a.pth")
+
+
 def wide_head(indices):
     """Return the arrays of a network with a 4096-wide head under `classifier` and these numbers."""
     weights = tensors_of(VGG(11, num_classes=10, hidden=(4096, 4096)))

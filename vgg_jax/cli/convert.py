@@ -2,7 +2,7 @@
 
     python -m vgg_jax convert SOURCE TARGET [--check] [--preprocessing NAME] [--classes FILE] [...]
 
-SOURCE is a pretrained network's name, a .pth, .safetensors or Keras .h5 file, or a run's directory. TARGET ends in
+SOURCE is a pretrained network's name, a .pth, .safetensors or Keras file, or a run's directory. TARGET ends in
 .safetensors or .pth. Depth, batch norm, classes and head are read off the source. The target also states the
 preprocessing, the class names and the meaning of the outputs: those of the source, or those of the options. With
 --check, the command also loads the target into torchvision's network and compares the logits.
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="vgg-jax convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "source", help="a pretrained network's name, a .pth, .safetensors or .h5 file, or a run's directory"
+        "source", help="a pretrained network's name, a .pth, .safetensors, .h5 or .keras file, or a run's directory"
     )
     parser.add_argument("target", help="a .safetensors or .pth file")
     parser.add_argument("--check", action="store_true", help="compare the logits with torchvision's")

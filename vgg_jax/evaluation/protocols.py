@@ -53,8 +53,13 @@ def dense_scores(
       (N, num_classes) scores, before the softmax.
 
     Raises:
-      UserError: if the images are too small.
+      UserError: if the images are too small, or the network takes maxima in the pool before its head.
     """
+    if model.head_pool != "average":
+        raise UserError(
+            f"the network's head_pool is {model.head_pool!r}; expected 'average': dense evaluation averages over "
+            "positions; use the protocol center_crop or multi_crop"
+        )
     x = model.apply(variables, images, last_layer=model.stages[-1][-1].name)
     assert isinstance(x, jax.Array)
     size = model.pool_size

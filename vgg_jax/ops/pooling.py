@@ -1,4 +1,7 @@
-"""The max pool of VGG, with a fast gradient, and PyTorch's adaptive average pool."""
+"""The max pool of VGG, with a fast gradient, and PyTorch's adaptive pools."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,24 +32,48 @@ def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
 
 
 def adaptive_avg_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n {size} {size} c"]:
-    """Return the average pool to a fixed size, as `torch.nn.AdaptiveAvgPool2d`.
+    """Return the average pool to a square of a fixed size; see `adaptive_pool`."""
+    return adaptive_pool(x, size, size)
 
-    Output i averages the rows from floor(i * H / size) to ceil((i + 1) * H / size), and the columns likewise. The
-    windows may overlap, and they repeat rows if H < size.
+
+def adaptive_pool(
+    x: Float[Array, "n h w c"], height: int, width: int, reduce: Callable[..., Any] = jnp.mean
+) -> Float[Array, "n {height} {width} c"]:
+    """Return the pool to a fixed size, as `torch.nn.AdaptiveAvgPool2d`, or with `jnp.max` as `AdaptiveMaxPool2d`.
+
+    Output i is of the rows from floor(i * H / height) to ceil((i + 1) * H / height), and the columns likewise. The
+    windows may overlap, and they repeat rows if H < height.
 
     Args:
       x: feature maps (N, H, W, C).
-      size: height and width of the output.
+      height: height of the output.
+      width: width of the output.
+      reduce: jnp.mean or jnp.max, applied to each window.
 
     Returns:
-      (N, size, size, C).
+      (N, height, width, C).
     """
 
-    def pool(x: jax.Array, axis: int) -> jax.Array:
+    def pool(x: jax.Array, axis: int, size: int) -> jax.Array:
         length = x.shape[axis]
         if length == size:
             return x
         windows = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
-        return jnp.stack([lax.slice_in_dim(x, a, b, axis=axis).mean(axis) for a, b in windows], axis)
+        return jnp.stack([reduce(lax.slice_in_dim(x, a, b, axis=axis), axis) for a, b in windows], axis)
 
-    return pool(pool(x, 1), 2)
+    return pool(pool(x, 1, height), 2, width)
+
+
+def square_windows(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n h-{size}+1 w-{size}+1 {size}*{size}*c"]:
+    """Return all square windows of maps, each flattened as (H, W, C): a dense layer of them is a convolution.
+
+    Args:
+      x: feature maps (N, H, W, C), with H and W of at least `size`.
+      size: height and width of a window.
+
+    Returns:
+      (N, H - size + 1, W - size + 1, size * size * C).
+    """
+    rows, columns = x.shape[1] - size + 1, x.shape[2] - size + 1
+    parts = [x[:, i : i + rows, j : j + columns] for i in range(size) for j in range(size)]
+    return jnp.concatenate(parts, axis=-1)

@@ -12,6 +12,33 @@ from vgg_jax.errors import UserError
 TIMM = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
 
 
+def has_timm_head(names: Iterable[str]) -> bool:
+    """Return whether names of a state dict, with any prefix, are those of timm's head of convolutions."""
+    return any(f".{name}".endswith(".pre_logits.fc1.weight") for name in names)
+
+
+def timm_names(arrays: Mapping[str, np.ndarray], pool_size: int) -> dict[str, np.ndarray]:
+    """Return the arrays of a state dict of torchvision under timm's names, the inverse of `torchvision_names`.
+
+    Args:
+      arrays: from torchvision's names to arrays.
+      pool_size: the side of the kernel of fc1.
+
+    Returns:
+      From timm's names to arrays in timm's shapes.
+    """
+    sizes = {"pre_logits.fc1": pool_size, "pre_logits.fc2": 1}
+    names = {ours: theirs for theirs, ours in TIMM.items()}
+    renamed = {}
+    for name, array in arrays.items():
+        module, _, leaf = name.rpartition(".")
+        module = names.get(module, module)
+        if module in sizes and leaf == "weight":
+            array = array.reshape(len(array), -1, sizes[module], sizes[module])
+        renamed[f"{module}.{leaf}"] = array
+    return renamed
+
+
 def torchvision_names(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return the arrays of a state dict under torchvision's names.
 

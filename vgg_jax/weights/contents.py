@@ -67,8 +67,8 @@ def _describe_zip(path: str, size: int) -> str | None:
             f"a TorchScript archive of {size:,} bytes; save its state dict: "
             "torch.save(torch.jit.load(path).state_dict(), ...)"
         )
-    if any(name.endswith("data.pkl") for name in names):
-        return None
+    if any(name.endswith("data.pkl") for name in names) or "model.weights.h5" in names:
+        return None  # an archive of torch.save or Keras
     return f"a zip archive of {size:,} bytes with {', '.join(names[:3]) or 'nothing in it'}; unpack it first"
 
 

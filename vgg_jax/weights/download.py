@@ -52,7 +52,9 @@ def load_pretrained(name: str) -> Loaded:
             _download(KERAS_URL.format(net=name.removesuffix("_caffe")), placed, name, AUTHORS_MD5[name])
         return _of_imagenet(load_file(placed), AUTHORS)
     path = placed if os.path.exists(placed) else _from_hub(name, placed)
-    return _of_imagenet(load_file(path), IMAGENET)
+    loaded = load_file(path)
+    # timm's repositories hold torchvision's networks under timm's names.
+    return _of_imagenet(loaded._replace(model=loaded.model.clone(conv_head=False)), IMAGENET)
 
 
 def _of_imagenet(loaded: Loaded, preprocessing: Preprocessing) -> Loaded:

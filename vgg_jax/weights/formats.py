@@ -1,4 +1,4 @@
-"""File formats of weights: .pth, .safetensors and Keras' .h5, each an entry of the table FORMATS."""
+"""File formats of weights: .pth, .safetensors and Keras' files, each an entry of the table FORMATS."""
 
 import contextlib
 import dataclasses
@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import safetensors
 import safetensors.numpy
 
-from vgg_jax.data.preprocessing import AUTHORS, FEATURES, IMAGENET, Preprocessing
-from vgg_jax.errors import UserError, require
+from vgg_jax.data.preprocessing import FEATURES, IMAGENET, Preprocessing
+from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
 from vgg_jax.weights.cleaning import torchvision_names
 from vgg_jax.weights.contents import describe_content
 from vgg_jax.weights.imagenet_classes import imagenet_classes, is_imagenets
-from vgg_jax.weights.layouts import Variables, from_keras, to_torch, to_variables
+from vgg_jax.weights.keras_files import is_keras_archive, read_keras_file
+from vgg_jax.weights.keras_networks import from_keras
+from vgg_jax.weights.layouts import Variables, to_torch, to_variables
 from vgg_jax.weights.metadata import Stated, attached_to, from_json, to_json
 from vgg_jax.weights.pickles import read_content, write_tensors
 from vgg_jax.weights.state_dicts import Reading, read_checkpoint, read_state_dict
@@ -36,6 +37,7 @@ class Loaded(NamedTuple):
     classes: tuple[str, ...] | None = None  # the names of the classes, if they are known
     outputs: str | None = None  # what the logits mean: softmax, sigmoid or values; None if the file does not state it
     notes: tuple[str, ...] = ()  # what the reader assumed, unwrapped, renamed or left out, one line each
+    sides: range | None = None  # sides of square images for which the file's network is defined; None: any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +173,14 @@ def _from_reading(reading: Reading, features_only: bool) -> Loaded:
         preprocessing = FEATURES
     elif reading.is_own and is_imagenets(model, variables["params"]["conv1_1"]["kernel"].shape[2]):
         preprocessing, classes = IMAGENET, None if features_only else imagenet_classes()
-        notes = (*notes, "torchvision's layout with 1000 classes: taken for ImageNet's preprocessing and classes")
+        layout = "timm's" if model.conv_head else "torchvision's"
+        notes = (*notes, f"{layout} layout with 1000 classes: taken for ImageNet's preprocessing and classes")
+    if model.conv_head:
+        notes = (
+            *notes,
+            "the names are timm's, so the head is timm's (conv_head=True); it differs from torchvision's except at "
+            "224x224 pixels",
+        )
     return Loaded(model, variables, preprocessing, classes, notes=notes)
 
 
@@ -249,30 +258,24 @@ def _write_safetensors(path: str, network: Loaded) -> None:
     safetensors.numpy.save_file(to_torch(network.model, network.variables), path, _own_metadata(network))
 
 
-# --- .h5: Keras' VGG16 and VGG19
+# --- Keras: legacy .h5, .weights.h5 and .keras
 
 
-def _is_hdf5(path: str) -> bool:
-    return _head(path, 8) == b"\x89HDF\r\n\x1a\n"
+def _is_keras(path: str) -> bool:
+    return _head(path, 8) == b"\x89HDF\r\n\x1a\n" or is_keras_archive(path)
 
 
-def _read_keras(path: str) -> Loaded:
-    h5py = require("h5py", "keras")
-    arrays = {}
-    try:
-        with h5py.File(path, "r") as file:
-            root = file.get("model_weights", file)
-            for layer in root:
-                names = root[layer].attrs.get("weight_names", [])
-                if len(names):
-                    arrays[layer] = [np.asarray(root[layer][n if isinstance(n, str) else n.decode()]) for n in names]
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"not a whole file of Keras weights: {error}") from None
-    return Loaded(*from_keras(arrays), AUTHORS)
+def _read_keras(path: str, features_only: bool) -> Loaded:
+    if "th_kernels" in os.path.basename(path):
+        raise UserError(
+            "the name says that Theano flipped the kernels, which the content does not state; expected the file whose "
+            "name ends in tf_kernels.h5: use that one"
+        )
+    return Loaded(**from_keras(read_keras_file(path), features_only)._asdict())
 
 
 FORMATS = [
     Format("PyTorch", (".pth", ".pt"), _is_pth, _read_pth, _write_pth),
     Format("safetensors", (".safetensors",), _is_safetensors, _read_safetensors, _write_safetensors),
-    Format("Keras", (".h5",), _is_hdf5, lambda path, features_only: _read_keras(path)),
+    Format("Keras", (".h5", ".hdf5", ".keras"), _is_keras, _read_keras),
 ]

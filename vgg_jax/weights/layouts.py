@@ -1,4 +1,4 @@
-"""The names and layouts of torchvision and Keras, as tables that convert their weights to our variables and back."""
+"""The names and layouts of torchvision and timm, as a table that converts their weights to our variables and back."""
 
 import itertools
 import re
@@ -12,14 +12,9 @@ import numpy as np
 from vgg_jax.console import note
 from vgg_jax.errors import UserError
 from vgg_jax.model import COLUMNS, VGG
-from vgg_jax.weights.cleaning import ends_before_the_classes, torchvision_names
+from vgg_jax.weights.cleaning import ends_before_the_classes, has_timm_head, timm_names, torchvision_names
 
 Variables = dict[str, Any]
-
-# From Keras' layer names to ours. Its layouts are the same as ours.
-KERAS = {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"} | {
-    f"block{s}_conv{i}": f"conv{s}_{i}" for s in range(1, 6) for i in range(1, 5)
-}
 
 
 class Layout(NamedTuple):
@@ -80,7 +75,8 @@ def table(model: VGG, in_channels: int = 3) -> list[Entry]:
             add(f"{prefix}.running_mean", "batch_stats", layer.name, "mean", VECTOR, (channels,))
             add(f"{prefix}.running_var", "batch_stats", layer.name, "var", VECTOR, (channels,))
 
-    for index, layer in enumerate(model.head):
+    # The average of timm's head is no module of torchvision's classifier.
+    for index, layer in enumerate(layer for layer in model.head if layer.kind != "average"):
         if layer.kind == "dense":
             layout = DENSE if layer.kernel_size == 1 else dense_after_pool(layer.kernel_size)
             width = channels * layer.kernel_size**2
@@ -108,7 +104,8 @@ def from_torch(state_dict: Mapping[str, Any], model: VGG | None = None) -> tuple
     """
     arrays = torchvision_names(state_dict)
     if model is None:
-        model, notes = read_model(arrays, False if ends_before_the_classes(state_dict) else None)
+        has_classes = False if ends_before_the_classes(state_dict) else None
+        model, notes = read_model(arrays, has_classes, has_timm_head(state_dict))
         for line in notes:
             note(line)
     return model, to_variables(arrays, model)
@@ -140,14 +137,14 @@ def to_variables(arrays: Mapping[str, np.ndarray], model: VGG) -> Variables:
 
 
 def to_torch(model: VGG, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the variables as a state dict of torchvision; the inverse of `from_torch`.
+    """Return the variables as a state dict of torchvision, or with `conv_head` of timm; the inverse of `from_torch`.
 
     Args:
       model: the network.
       variables: its variables: `params`, and `batch_stats` with batch norm.
 
     Returns:
-      From torchvision's names to NumPy arrays, in torchvision's order and layout. bfloat16 arrays have the dtype of
+      From torchvision's or timm's names to NumPy arrays, in their order and layout. bfloat16 arrays have the dtype of
       ml_dtypes. `num_batches_tracked` of batch norm, which has no counterpart here, is 0.
 
     Raises:
@@ -175,39 +172,7 @@ def to_torch(model: VGG, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
                 state_dict[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
     if problems:
         raise UserError(f"the variables do not fit {_describe(model)}:\n  " + "\n  ".join(problems))
-    return state_dict
-
-
-def from_keras(arrays: Mapping[str, list[np.ndarray]]) -> tuple[VGG, Variables]:
-    """Copy the weights of `keras.applications.VGG16` or `VGG19`, with or without the head.
-
-    Args:
-      arrays: from Keras' layer names (block1_conv1, ..., fc1, fc2, predictions) to [kernel, bias].
-
-    Returns:
-      (model, variables). The preprocessing of these weights is `vgg_jax.AUTHORS`.
-
-    Raises:
-      UserError: if layers are missing or unexpected or shapes are wrong; the message lists all of them.
-    """
-    unknown = sorted(arrays.keys() - KERAS.keys())
-    if unknown or not arrays:
-        raise UserError(f"found layers {unknown[:5]}; expected Keras' VGG: block1_conv1, ..., fc1, fc2, predictions")
-    counts = [
-        f"{layer} has {len(weights)} arrays, expected 2" for layer, weights in arrays.items() if len(weights) != 2
-    ]
-    if counts:
-        raise UserError("; ".join(counts))
-    params = {KERAS[layer]: dict(zip(("kernel", "bias"), weights, strict=True)) for layer, weights in arrays.items()}
-    has_head = "fc8" in params
-    depth = 19 if "conv3_4" in params else 16
-    model = (
-        VGG(depth, num_classes=params["fc8"]["kernel"].shape[-1])
-        if has_head
-        else VGG(depth, num_classes=None, hidden=())
-    )
-    # The detour over torchvision's names checks every name and shape.
-    return from_torch(to_torch(model, {"params": params}), model)
+    return timm_names(state_dict, model.pool_size) if model.conv_head else state_dict
 
 
 def check_fits(arrays: Mapping[str, np.ndarray], model: VGG) -> list[Entry]:
@@ -232,7 +197,9 @@ def _copy(view: np.ndarray, dtype: Any, axis: int) -> np.ndarray:
     return copy
 
 
-def read_model(arrays: Mapping[str, np.ndarray], has_classes: bool | None = None) -> tuple[VGG, tuple[str, ...]]:
+def read_model(
+    arrays: Mapping[str, np.ndarray], has_classes: bool | None = None, conv_head: bool = False
+) -> tuple[VGG, tuple[str, ...]]:
     """Return the network whose names and shapes match the arrays best, and one line for each assumption.
 
     Depth, lrn, conv1x1, batch norm, classes, hidden, pool_size, final_layer and param_dtype are read; `dtype` is
@@ -243,6 +210,7 @@ def read_model(arrays: Mapping[str, np.ndarray], has_classes: bool | None = None
       arrays: from torchvision's names to arrays.
       has_classes: whether the last dense layer gives classes. By default, fc6 with 4096 outputs alone, or fc6 and an
         fc7 of as many inputs as outputs, are the representation, and end the network.
+      conv_head: whether the head is timm's.
 
     Raises:
       UserError: if the first convolution is missing, or there are more dense layers than a VGG has.
@@ -259,6 +227,7 @@ def read_model(arrays: Mapping[str, np.ndarray], has_classes: bool | None = None
     fields, notes = _head_fields(head, len(list(convolutions.values())[-1]), has_classes)
     common: dict[str, Any] = dict(
         **fields,
+        conv_head=conv_head,
         param_dtype=jnp.dtype(first.dtype),
         dtype=jnp.promote_types(first.dtype, jnp.float32) if first.dtype != np.float64 else jnp.dtype(first.dtype),
     )
@@ -331,15 +300,6 @@ def _mismatches(arrays: Mapping[str, np.ndarray], entries: list[Entry]) -> list[
 
 
 def _describe(model: VGG) -> str:
-    fields: tuple[str, ...] = (
-        "depth",
-        "batch_norm",
-        "lrn",
-        "conv1x1",
-        "num_classes",
-        "pool_size",
-        "hidden",
-        "pool_after",
-    )
-    fields += ("final_layer",) if model.final_layer else ()
+    fields = ["depth", "batch_norm", "lrn", "conv1x1", "num_classes", "pool_size", "hidden", "pool_after"]
+    fields += [name for name in ("final_layer", "head_pool", "conv_head") if getattr(model, name) != getattr(VGG, name)]
     return "VGG(" + ", ".join(f"{field}={getattr(model, field)}" for field in fields) + ")"

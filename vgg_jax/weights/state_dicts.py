@@ -7,8 +7,14 @@ import numpy as np
 
 from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
-from vgg_jax.weights.cleaning import ends_before_the_classes, to_numpy, torchvision_names, without_empty_classifier
-from vgg_jax.weights.heads import match_head
+from vgg_jax.weights.cleaning import (
+    ends_before_the_classes,
+    has_timm_head,
+    to_numpy,
+    torchvision_names,
+    without_empty_classifier,
+)
+from vgg_jax.weights.heads import TORCHVISION, match_head
 from vgg_jax.weights.layouts import check_fits, read_model
 from vgg_jax.weights.prefixes import ONE, TWO, listed, strip_prefixes
 from vgg_jax.weights.sequences import Features, group_modules, match_sequence
@@ -56,12 +62,14 @@ def read_checkpoint(content: Any, features_only: bool) -> Reading:
     if len(readings) > 1:
         raise UserError(f"{TWO}: under {listed(repr(path) for path in readings)}; {ONE}")
     if not readings:
-        path, refusal = next(iter(errors.items()))
+        convolutional = [path for path in errors if any(tensor.ndim == 4 for tensor in candidates[path].values())]
+        path, refusal = convolutional[0], errors[convolutional[0]]
         raise UserError(f"under {path!r}: {refusal}" if path else str(refusal))
     path, reading = next(iter(readings.items()))
     if not path:
         return reading
-    return reading._replace(notes=(f"the weights are those under {path!r}", *reading.notes), is_own=False)
+    others = f", and not those under {listed(repr(path) for path in errors)}" if errors else ""
+    return reading._replace(notes=(f"the weights are those under {path!r}{others}", *reading.notes), is_own=False)
 
 
 def read_state_dict(tensors: Mapping[str, Any], features_only: bool, keeps_order: bool = True) -> Reading:
@@ -96,7 +104,7 @@ def read_state_dict(tensors: Mapping[str, Any], features_only: bool, keeps_order
 def _read_names(arrays: Mapping[str, np.ndarray]) -> Reading:
     """Return the network of arrays under torchvision's or timm's names; raise UserError if they do not fit one."""
     renamed, was_empty = without_empty_classifier(torchvision_names(arrays))
-    model, notes = read_model(renamed, False if ends_before_the_classes(arrays) else None)
+    model, notes = read_model(renamed, False if ends_before_the_classes(arrays) else None, has_timm_head(arrays))
     check_fits(renamed, model)
     return Reading(model, renamed, notes, was_empty=was_empty)
 
@@ -114,6 +122,8 @@ def _read_shapes(
     head = match_head(others, channels) if features.is_complete and others else None
     if others and head is None:
         names = [f"{name}.{leaf} {array.shape}" for name, leaves in others.items() for leaf, array in leaves.items()]
+        if not features_only and _has_own_names(features) and set(others) <= set(TORCHVISION):
+            raise refusal
         if not features_only:
             raise UserError(
                 f"{len(names)} names do not fit {_describe(features)} that the others are: {listed(names)}; expected a "
@@ -155,7 +165,7 @@ def _to_arrays(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[
     is_tensorflow = any(name.endswith("/weights") for name in tensors)
     for name, tensor in tensors.items():
         module, _, leaf = name.replace("/", ".").removesuffix(":0").rpartition(".")
-        if leaf in ("num_batches_tracked", "global_step"):
+        if leaf in ("num_batches_tracked", "n_averaged", "global_step"):
             continue
         try:
             array = to_numpy(tensor)

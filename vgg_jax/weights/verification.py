@@ -12,7 +12,7 @@ from vgg_jax.weights.layouts import to_torch
 
 
 def error_against_torchvision(model: VGG, variables: Mapping[str, Any]) -> float:
-    """Return the relative error of the logits of two random images, compared with torchvision's network.
+    """Return the relative error of the logits of two random images of 224x224, compared with torchvision's network.
 
     Args:
       model: a network that torchvision has too.
@@ -29,6 +29,7 @@ def error_against_torchvision(model: VGG, variables: Mapping[str, Any]) -> float
         import torchvision
     except (ImportError, RuntimeError) as error:  # RuntimeError: builds of torch and torchvision that do not match
         raise UserError(f"--check needs torch and torchvision ({error}): pip install 'vgg_jax[torch]'") from None
+    model = model.clone(conv_head=False)  # the same function at 224x224 pixels
     own = VGG(model.depth, model.batch_norm, num_classes=model.num_classes)
     channels = variables["params"]["conv1_1"]["kernel"].shape[2]
     if (model.stages, model.head, model.pool_size, channels) != (own.stages, own.head, 7, 3) or not model.num_classes:

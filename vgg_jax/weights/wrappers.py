@@ -9,7 +9,7 @@ MOST_DICTS = 100_000  # in one checkpoint; the state of an optimizer has one for
 
 
 def find_state_dicts(content: Any) -> dict[str, dict[str, Any]]:
-    """Return the dicts of tensors in the content of a checkpoint that hold a convolution.
+    """Return the dicts of tensors in the content of a checkpoint that hold kernels.
 
     Args:
       content: what `torch.load` returned: dicts in dicts of any depth, even with cycles.
@@ -18,11 +18,12 @@ def find_state_dicts(content: Any) -> dict[str, dict[str, Any]]:
       From the path of each dict, such as `state_dict` or `ema.model`, or "" for the content itself, to its tensors.
 
     Raises:
-      UserError: if there is none, or a dict is far larger than a checkpoint's.
+      UserError: if there is no convolution, or a dict is far larger than a checkpoint's.
     """
     if not isinstance(content, dict):
         raise UserError(f"holds a {type(content).__name__}; expected a state dict, from names to tensors")
     found: dict[str, dict[str, Any]] = {}
+    has_convolution = False
     seen, waiting = {id(content)}, [("", content)]
     while waiting:
         path, current = waiting.pop()
@@ -31,14 +32,17 @@ def find_state_dicts(content: Any) -> dict[str, dict[str, Any]]:
             raise UserError(
                 f"holds more than {MOST_NAMES:,} tensors or {MOST_DICTS:,} dicts; expected a state dict of a VGG"
             )
-        if any(tensor.ndim == 4 for tensor in tensors.values()):
+        # The state of an optimizer has tensors of such shapes too, under names such as exp_avg.
+        kernels = [tensor.ndim for name, tensor in tensors.items() if name.endswith(("weight", "weights", "kernel"))]
+        if kernels and max(kernels) > 1:
             found[path] = tensors
+        has_convolution |= 4 in kernels
         for name, value in current.items():
             if isinstance(value, dict) and id(value) not in seen:
                 seen.add(id(value))
                 # A path of more than 200 characters is no checkpoint's; the limit keeps hostile ones short.
                 waiting.append((f"{path}.{name}"[-200:] if path else str(name)[:200], value))
-    if not found:
+    if not has_convolution:
         keys = ", ".join(repr(name) for name in list(content)[:5] if isinstance(name, str))
         raise UserError(
             f"holds a {type(content).__name__}; expected a state dict, from names to tensors, with convolutions"
