@@ -225,11 +225,12 @@ def stages(directory: str, count: int) -> dict[str, float]:
     import jax
 
     from vgg_jax.data import transforms as views
+    from vgg_jax.data.image_files import decode_file
 
     split = open_photographs(directory)
     n = min(count, len(split))
     records = [split.records[i] for i in range(n)]
-    images = [views.decode(record["image"], "RGB") for record in records]
+    images = [decode_file(record["image"], "RGB") for record in records]
     batch = np.stack([split.random_view(i, 0, i)[0] for i in range(BATCH)])
     view, key = imagenet_view(), jax.random.key(0)
 
@@ -239,7 +240,7 @@ def stages(directory: str, count: int) -> dict[str, float]:
     augmented(0)  # compiles
     return {
         "read the record": milliseconds(lambda i: split.records[i], n),
-        "decode the JPEG": milliseconds(lambda i: views.decode(records[i]["image"], "RGB"), n),
+        "decode the JPEG": milliseconds(lambda i: decode_file(records[i]["image"], "RGB"), n),
         "random resized crop": milliseconds(lambda i: views.random_resized_crop(images[i], 224, 0, i), n),
         "paper's crop, S from 256 to 512": milliseconds(lambda i: views.scale_crop(images[i], 224, 256, 512, 0, i), n),
         "stack to a batch": milliseconds(lambda i: np.stack([batch[0]] * BATCH), 20) / BATCH,

@@ -70,6 +70,7 @@ class DataConfig:
         (-0.5808, -0.0045, -0.8140),
         (-0.5836, -0.6948, 0.4203),
     )
+    exif: bool = True  # turn photographs by their EXIF orientation; False: leave them as torchvision does
     corrupt_images: str = "fail"  # fail: stop at an image that cannot be decoded; skip: use the next image instead
     num_threads: int = 8  # number of threads that decode images
 

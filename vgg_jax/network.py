@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from vgg_jax.console import note
 from vgg_jax.data.image_files import read_image
+from vgg_jax.data.listing import Image, Path, find_images
 from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError
 from vgg_jax.features.activations import layer_activations
@@ -21,10 +22,6 @@ from vgg_jax.weights.download import NAMES, load_weights
 from vgg_jax.weights.formats import Loaded, save_file
 from vgg_jax.weights.imagenet_classes import imagenet_classes as imagenet_classes
 from vgg_jax.weights.metadata import OUTPUTS
-
-Path: TypeAlias = str | os.PathLike[str]
-Image: TypeAlias = Path | PIL.Image.Image | np.ndarray
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,35 +255,6 @@ def load(
         )
     names = None if classes is None else tuple(classes)
     return Network(model, variables, preprocessing, names, outputs or loaded.outputs or "softmax", source)
-
-
-def find_images(images: Image | Sequence[Image]) -> list[tuple[str, Image]]:
-    """Return a name for each image and the image: a path, or what was given if it is in memory.
-
-    Folders are replaced by the image files in them, sorted by name.
-
-    Args:
-      images: as for `Network.predict`.
-
-    Raises:
-      UserError: if a folder has no images.
-    """
-    if isinstance(images, str | os.PathLike | PIL.Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
-        images = [images]
-    found: list[tuple[str, Image]] = []
-    for image in images:
-        if not isinstance(image, str | os.PathLike):
-            found.append((f"image {len(found)}", image))
-            continue
-        path = os.fspath(image)
-        files = [path]
-        if os.path.isdir(path):
-            files = [os.path.join(path, name) for name in sorted(os.listdir(path))]
-            files = [name for name in files if os.path.splitext(name)[1].lower() in SUFFIXES]
-            if not files:
-                raise UserError(f"{path} is a folder without images; expected files such as .jpg, .png or .webp")
-        found += [(file, file) for file in files]
-    return found
 
 
 def _read(source: str, features_only: bool, step: str) -> Loaded:

@@ -1,7 +1,10 @@
 """`python -m vgg_jax evaluate`."""
 
+import dataclasses
+
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from tests.conftest import photographs, random_variables, write_tfds
@@ -11,6 +14,7 @@ from vgg_jax.cli import evaluate
 from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.evaluation import results
 from vgg_jax.evaluation.protocols import PROTOCOLS
+from vgg_jax.network import load
 from vgg_jax.weights.formats import Loaded, save_file
 
 # VGG-11 with all its pools and a head for one position: crops of 32 pixels.
@@ -121,3 +125,35 @@ def test_mistakes_give_one_line(imagenet, tmp_path, capsys):
         (error,) = printed.err.splitlines()
         assert code == 2
         assert line in error
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize(("order", "exif"), [("RGB", True), ("RGB", False), ("L", True)])
+def test_turned_photographs_are_evaluated_as_predicted(order, exif, tmp_path, capsys):
+    """The posteriors equal the probabilities of `predict`: one rule for EXIF, gray and 16 bits."""
+    channels = len(order)
+    model = VGG(**TINY, num_classes=3)
+    variables = random_variables(model, 32, 32, channels)
+    variables["params"]["fc8"]["kernel"] *= 300  # so that a turn shows
+    prepare = Preprocessing(36, 32, (0.5,) * channels, (0.25,) * channels, order, exif)
+    save_file(tmp_path / "net.safetensors", Loaded(model, variables, prepare))
+    for i, photo in enumerate(photographs(3)):
+        tag = PIL.Image.Exif()
+        tag[0x0112] = (6, 3, 8)[i]
+        for split in ("train", "val"):
+            (tmp_path / split / f"class {i}").mkdir(parents=True)
+            photo.resize((60, 44)).save(tmp_path / split / f"class {i}" / "0.jpg", exif=tag)
+    arguments = ("--weights", tmp_path / "net.safetensors", "--dataset", tmp_path, "--split", "val")
+    code, _ = run((*arguments, "--output", tmp_path / "out"), capsys)
+    assert code == 0
+    net = load(tmp_path / "net.safetensors")
+    predictions = net.predict(tmp_path / "val", top=3)
+    with np.load(tmp_path / "out" / "center_crop.npz") as file:
+        for row, prediction in zip(file["posteriors"], predictions, strict=True):
+            np.testing.assert_allclose(row[list(prediction.labels)], prediction.probabilities, atol=1e-5)
+    other = dataclasses.replace(net, preprocessing=dataclasses.replace(prepare, exif=not exif))
+    differences = [
+        np.abs(np.subtract(a.probabilities, b.probabilities)).max()
+        for a, b in zip(predictions, other.predict(tmp_path / "val", top=3), strict=True)
+    ]
+    assert max(differences) > 1e-3

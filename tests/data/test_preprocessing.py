@@ -36,7 +36,7 @@ def test_preprocessing_imports_without_the_extra():
     process = subprocess.run([sys.executable, "-c", WITHOUT_EXTRA], capture_output=True, text=True, cwd=ROOT)
     assert process.returncode == 0, process.stderr
     modules, error = process.stdout.splitlines()
-    assert modules == "['vgg_jax.data.image_files', 'vgg_jax.data.preprocessing']"
+    assert modules == "['vgg_jax.data.gray_depth', 'vgg_jax.data.image_files', 'vgg_jax.data.preprocessing']"
     assert error == "tensorflow_datasets is not installed: pip install 'vgg_jax[train]'"
 
 

@@ -35,7 +35,7 @@ def test_open_splits_selects_the_classes_and_images(data_dir):
 
 
 def test_splits_have_the_views_of_the_configuration(data_dir):
-    fields = dict(image_size=16, resize=20, train_view="scale_crop", train_scale=(18, 30))
+    fields = dict(image_size=16, resize=20, train_view="scale_crop", train_scale=(18, 30), exif=False)
     for split in inputs.open_splits(Config(data=digits(data_dir, **fields))):
         assert vars(split.views) == fields
 

@@ -1,6 +1,7 @@
 """`build` makes what a run trains with, so that benchmarks and experiments need no wiring of their own."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from vgg_jax.training import loop
 from vgg_jax.training.metric_writer import read_metrics
+from vgg_jax.training.run_weights import load_run
 from vgg_jax.training.sharding import AXIS
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -23,7 +25,7 @@ def mesh():
 @pytest.fixture
 def config(data_dir):
     """An epoch of zeros and ones in nine steps."""
-    data = DataConfig(dataset="digits", data_dir=data_dir, classes=(0, 1), mean=(0.3,), std=(0.3,))
+    data = DataConfig(dataset="digits", data_dir=data_dir, classes=(0, 1), mean=(0.3,), std=(0.3,), exif=False)
     return Config(
         model=ModelConfig(depth=11, pool_after=(1, 2, 3, 4)),
         data=dataclasses.replace(data, image_size=16, resize=16, pad=2),
@@ -46,6 +48,14 @@ def test_built_run_trains_as_the_command_does(config, mesh, monkeypatch, tmp_pat
         losses.append(float(metrics["loss"]))
     assert losses == expected
     assert len(losses) == 3
+
+    # A run carries its EXIF rule; one from before the field existed turned the images that it predicted.
+    assert not load_run(tmp_path).preprocessing.exif
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["data"]["exif"]
+    path.write_text(json.dumps(fields))
+    assert load_run(tmp_path).preprocessing.exif
 
 
 def test_built_run_counts_steps(config, mesh):

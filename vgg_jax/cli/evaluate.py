@@ -45,6 +45,7 @@ def evaluate(options: argparse.Namespace) -> list[tuple[Result, str]]:
     net = load_network(options.workdir or options.weights, options)
     preprocessing = net.checked_preprocessing()
     data, split = _open_data(options, net)
+    split = split.decoded_for(preprocessing)
     train_scale, single, multi = scales(data, preprocessing.resize)
     if options.scales:
         single, multi = options.scales[0], tuple(options.scales)

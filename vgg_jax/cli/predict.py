@@ -2,8 +2,9 @@
 
     python -m vgg_jax predict --weights vgg16_bn|FILE|RUN IMAGE... [--top 5] [--json] [--classes FILE]
 
-Each IMAGE is a file (JPEG, PNG, WebP, ...) or a folder of files. Prints the most probable classes of each image. A file
-that is not an image is reported on standard error, the others are still answered, and the exit code is 1.
+Each IMAGE is a file (JPEG, PNG, WebP, ...) or a folder of files and subfolders. Prints the most probable classes of
+each image. A file that is not an image is reported on standard error, the others are still answered, and the exit code
+is 1.
 """
 
 import argparse
@@ -14,8 +15,9 @@ from typing import Any
 
 from vgg_jax.cli.network_options import add_network_options, load_network
 from vgg_jax.console import note
+from vgg_jax.data.listing import find_images
 from vgg_jax.errors import UserError, report_mistakes
-from vgg_jax.network import Prediction, find_images
+from vgg_jax.network import Prediction
 from vgg_jax.runtime import configure
 from vgg_jax.weights.download import NAMES
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -10,12 +11,17 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from vgg_jax.console import note
 from vgg_jax.data import image_files, transforms
-from vgg_jax.data.image_folder import FolderRecords
+from vgg_jax.data.gray_depth import ImageError
+from vgg_jax.data.image_folder import FolderRecords, remedy
 from vgg_jax.data.prepare import catalog
+from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.data.sampler import permutation
 from vgg_jax.data.transforms import Views
 from vgg_jax.errors import UserError, first_line, require
+
+_note_once = functools.cache(note)  # two splits of a folder have notes in common
 
 
 class CorruptImageError(UserError):
@@ -68,6 +74,12 @@ class Split:
         records = _Relabeled(self.records, tuple(labels))
         return dataclasses.replace(self, records=records, num_classes=len(class_names), class_names=tuple(class_names))
 
+    def decoded_for(self, preprocessing: Preprocessing) -> "Split":
+        """Return the split with the EXIF rule of a network, and if it is a folder, with the network's channels."""
+        views = dataclasses.replace(self.views, exif=preprocessing.exif)
+        folder = isinstance(getattr(self.records, "records", self.records), FolderRecords)
+        return dataclasses.replace(self, channels=len(preprocessing.mean) if folder else self.channels, views=views)
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -90,7 +102,7 @@ class Split:
         """
         data, label = self._read(index)
         with self._names_corrupt_image(index):
-            image = image_files.to_mode(PIL.Image.open(io.BytesIO(data)), self._mode)
+            image = image_files.decode(image_files.open_file(io.BytesIO(data)), self._mode, self.views.exif)
         resized = image_files.resize_short_side(image, self.views.resize)
         return image_files.center_crop(resized, self.views.image_size), label
 
@@ -124,7 +136,7 @@ class Split:
         """Return the whole image, (H, W, C) uint8, and the label; raise as `test_view`."""
         data, label = self._read(index)
         with self._names_corrupt_image(index):
-            return transforms.decode(data, self._mode), label
+            return image_files.decode_file(data, self._mode, self.views.exif), label
 
     @property
     def _mode(self) -> str:
@@ -145,9 +157,9 @@ class Split:
         """Raise CorruptImageError with the example's name if the body cannot decode its image."""
         try:
             yield
-        except UserError:
-            raise
-        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        except image_files.DECODING_ERRORS as error:
+            if isinstance(error, UserError) and not isinstance(error, ImageError):
+                raise
             record = self.records[int(index)]
             name = record.get("file_name", record.get("id", ""))
             name = name.decode() if isinstance(name, bytes) else name
@@ -201,23 +213,29 @@ def open_split(
     *,
     data_dir: str,
     class_split: str = "train",
+    channels: int = 3,
 ) -> Split:
     """Open one split of a data set; prepare the data set first if that needs no TensorFlow.
 
     Args:
       dataset: name of a TFDS data set, or a directory of a TFDS data set or of images as SPLIT/CLASS/IMAGE.
-      split: name of the split; for TFDS also a part of a split, such as `train[:90%]`.
+      split: name of the split, or a slice in TFDS's notation, such as `train[:90%]`.
       views: test view and training view of the images.
       data_dir: TFDS's data directory.
       class_split: split whose folders define the classes, for a directory of images.
+      channels: channels of the images of such a directory: 3 for RGB, 1 for gray.
 
     Raises:
       UserError: if the data set or the split is missing, empty, or not in array_record format.
     """
     directory = os.path.expanduser(dataset)
-    if catalog.is_directory(dataset) and not os.path.exists(os.path.join(directory, "dataset_info.json")):
+    if catalog.is_directory(dataset) and not os.path.exists(os.path.join(directory, catalog.INFO)):
+        if versions := catalog.versions(directory):
+            raise UserError(f"{dataset} holds data sets of TFDS; choose the directory of one: {', '.join(versions)}")
         folder = FolderRecords(directory, split, class_split)
-        return Split(f"{dataset}/{split}", folder, len(folder.classes), 3, views, tuple(folder.classes))
+        for line in folder.notes:
+            _note_once(line)
+        return Split(f"{dataset}/{split}", folder, len(folder.classes), channels, views, tuple(folder.classes))
 
     data_dir = os.path.expanduser(data_dir)
     if dataset in catalog.NAMES and "://" not in data_dir:  # a bucket is only read
@@ -230,7 +248,8 @@ def open_split(
         empty = True
     if empty:
         found = ", ".join(f"{name} ({s.num_examples})" for name, s in splits.items())
-        raise UserError(f"split {split!r} of {builder.info.full_name} is missing or empty; found {found}")
+        problem = f"split {split!r} of {builder.info.full_name} is missing or empty"
+        raise UserError(f"{problem}; found {found}{remedy(split, list(splits))}")
     features = builder.info.features
     if "image" not in features or "label" not in features or not getattr(features["label"], "num_classes", None):
         raise UserError(

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import PIL.Image
 
-from vgg_jax.data.image_files import center_crop, resize_short_side, to_array, to_mode, upright
+from vgg_jax.data.image_files import center_crop, decode, resize_short_side, to_array
 from vgg_jax.errors import UserError
 
 CHANNEL_ORDERS = ("RGB", "BGR", "L")
@@ -24,6 +24,7 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel in `channel_order`, for pixels in [0, 1]
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     channel_order: str = "RGB"  # or BGR, or L for one gray channel
+    exif: bool = True  # turn photographs by their EXIF orientation
 
     def check(self) -> None:
         """Raise UserError for values that no network can be meant to have, such as a mean of pixels in 0 to 255."""
@@ -47,7 +48,11 @@ class Preprocessing:
                 raise UserError(problem)
 
     def __call__(self, image: PIL.Image.Image) -> np.ndarray:
-        """Return the network's input, (crop, crop, C) float32, of an image of any mode and EXIF orientation."""
+        """Return the network's input, (crop, crop, C) float32, of an image of any mode and EXIF orientation.
+
+        Raises:
+          UserError: if the range of the image's values is unknown, as of floating-point values.
+        """
         return self._normalize(self.view(image))
 
     def view(self, image: PIL.Image.Image) -> np.ndarray:
@@ -65,7 +70,7 @@ class Preprocessing:
         return PIL.Image.fromarray(pixels[..., 0] if self.channel_order == "L" else pixels)
 
     def _resized(self, image: PIL.Image.Image, size: int) -> PIL.Image.Image:
-        return resize_short_side(to_mode(upright(image), "L" if self.channel_order == "L" else "RGB"), size)
+        return resize_short_side(decode(image, "L" if self.channel_order == "L" else "RGB", self.exif), size)
 
     def _order(self, pixels: np.ndarray) -> np.ndarray:
         return pixels[..., ::-1] if self.channel_order == "BGR" else pixels

@@ -5,13 +5,11 @@ pixels, the seed and `position`, the place of the example in the whole run.
 """
 
 import dataclasses
-import io
 import math
 
 import numpy as np
-import PIL.Image
 
-from vgg_jax.data.image_files import scaled_size, to_array, to_mode
+from vgg_jax.data.image_files import scaled_size
 from vgg_jax.errors import UserError, require
 
 # pad_crop: the test view, which the device shifts; the host draws the other two.
@@ -32,35 +30,11 @@ class Views:
     resize: int = 32  # short side of the test view in pixels, before the center crop
     train_view: str = "pad_crop"  # one of TRAIN_VIEWS
     train_scale: tuple[int, ...] = (256, 512)  # scale_crop draws the short side S from this range
+    exif: bool = True  # turn photographs by their EXIF orientation
 
     def __post_init__(self) -> None:
         if self.train_view not in TRAIN_VIEWS:
             raise UserError(f"train_view is {self.train_view!r}; expected one of {', '.join(TRAIN_VIEWS)}")
-
-
-def decode(data: bytes, mode: str) -> np.ndarray:
-    """Return the pixels of an image file: Pillow's, but decoded faster for JPEGs in mode RGB.
-
-    Args:
-      data: contents of the file.
-      mode: RGB or L.
-
-    Returns:
-      The pixels, (H, W, C) uint8.
-
-    Raises:
-      OSError, ValueError, SyntaxError or DecompressionBombError, as Pillow: if the image cannot be decoded.
-      UserError: if simplejpeg is not installed.
-    """
-    if mode == "RGB":
-        simplejpeg = require("simplejpeg", "train")
-        try:
-            height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
-            if color_space in ("YCbCr", "Gray", "RGB") and height * width <= (PIL.Image.MAX_IMAGE_PIXELS or math.inf):
-                return np.asarray(simplejpeg.decode_jpeg(data))
-        except ValueError:
-            pass  # not a JPEG, or a faulty one: Pillow tolerates more faults
-    return to_array(to_mode(PIL.Image.open(io.BytesIO(data)), mode))
 
 
 def scale_crop(pixels: np.ndarray, size: int, smallest: int, largest: int, seed: int, position: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from vgg_jax.data.transforms import Views
 
 def views(data: DataConfig) -> Views:
     """Return the test view and the training view of a configuration."""
-    return Views(data.image_size, data.resize, data.train_view, data.train_scale)
+    return Views(data.image_size, data.resize, data.train_view, data.train_scale, data.exif)
 
 
 def augmentation(data: DataConfig) -> Augmentation:
@@ -35,7 +35,12 @@ def open_splits(config: Config) -> tuple[Split, Split]:
     """
     data = config.data
     train_split, eval_split = (
-        open_split(data.dataset, split, views(data), data_dir=data.data_dir, class_split=data.train_split)
+        open_split(
+            *(data.dataset, split, views(data)),
+            data_dir=data.data_dir,
+            class_split=data.train_split,
+            channels=1 if len(data.mean) == 1 else 3,
+        )
         for split in (data.train_split, data.eval_split)
     )
     return train_split.select(data.classes, data.images_per_class, config.seed), eval_split.select(data.classes)

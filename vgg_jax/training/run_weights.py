@@ -53,7 +53,7 @@ def load_run(path: str | os.PathLike[str], step: str = "latest") -> Loaded:
     data = config.data
     _check_fits(path, model, variables, (data.image_size, data.image_size, len(data.mean)))
     order = "L" if len(data.mean) == 1 else "RGB"
-    preprocessing = Preprocessing(data.resize, data.image_size, data.mean, data.std, order)
+    preprocessing = Preprocessing(data.resize, data.image_size, data.mean, data.std, order, data.exif)
     return Loaded(model, variables, preprocessing, output_names(data.class_names, model.num_classes))
 
 

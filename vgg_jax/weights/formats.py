@@ -271,7 +271,9 @@ def _read_keras(path: str, features_only: bool) -> Loaded:
             "the name says that Theano flipped the kernels, which the content does not state; expected the file whose "
             "name ends in tf_kernels.h5: use that one"
         )
-    return Loaded(**from_keras(read_keras_file(path), features_only)._asdict())
+    loaded = Loaded(**from_keras(read_keras_file(path), features_only)._asdict())
+    is_authors = loaded.preprocessing is not None and loaded.model.num_classes == 1000
+    return loaded._replace(classes=imagenet_classes()) if is_authors else loaded
 
 
 FORMATS = [

@@ -1,11 +1,13 @@
 """The data sets that are prepared without TensorFlow, and TFDS's builders of prepared data sets."""
 
+import glob
 import os
 from typing import Any
 
 from vgg_jax.data.prepare import cifar, digits, imagenet
 from vgg_jax.errors import UserError, first_line, require
 
+INFO = "dataset_info.json"  # the file that marks a data set of TFDS
 NAMES = (digits.NAME, *cifar.ARCHIVES, imagenet.NAME)
 
 
@@ -33,6 +35,12 @@ def is_directory(dataset: str) -> bool:
     return os.sep in dataset or dataset.startswith((".", "~"))
 
 
+def versions(directory: str) -> list[str]:
+    """Return the directories of TFDS's data sets inside a directory, such as one for each version."""
+    found = (glob.glob(os.path.join(glob.escape(directory), *depth, INFO)) for depth in (("*",), ("*", "*")))
+    return sorted(os.path.dirname(path) for paths in found for path in paths)
+
+
 def open_builder(dataset: str, data_dir: str, **options: Any) -> Any:
     """Return TFDS's builder of a data set, prepared or not.
 
@@ -50,6 +58,10 @@ def open_builder(dataset: str, data_dir: str, **options: Any) -> Any:
             return tfds.builder_from_directory(os.path.expanduser(dataset))
         return tfds.builder(dataset, data_dir=data_dir, try_gcs=False, **options)
     except Exception as error:  # TFDS raises many kinds, for unknown names and versions and for unreadable files
+        if not is_directory(dataset) and os.path.isdir(dataset):
+            raise UserError(
+                f"TFDS has no data set {dataset!r}, and a directory is given with a /: did you mean ./{dataset}?"
+            ) from None
         raise UserError(
             f"{dataset!r} cannot be opened as a data set of TFDS in {data_dir}: {first_line(error)}; choose a "
             "directory, or a name from https://www.tensorflow.org/datasets/catalog/overview"
