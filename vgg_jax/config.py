@@ -20,6 +20,7 @@ SCHEDULES = ("constant", "step", "cosine", "plateau")
 DECAYED = ("all", "kernels")
 TRAIN_VIEWS = ("pad_crop", "random_resized_crop", "scale_crop")
 CORRUPT_IMAGES = ("fail", "skip")
+LOSSES = {"softmax": "softmax", "sigmoid": "sigmoid", "squared_error": "values"}  # to what the outputs mean
 DTYPES = ("float32", "bfloat16", "float64", "auto")
 
 
@@ -91,7 +92,7 @@ class OptimizerConfig:
     schedule: str = "cosine"  # learning rate: constant, step, cosine (to zero) or plateau
     step_epochs: tuple[float, ...] = ()  # epochs at which the step schedule multiplies the rate by step_factor
     step_factor: float = 0.1  # factor of the step and plateau schedules
-    plateau_patience: int = 5  # evaluations without a better accuracy after which plateau reduces the rate
+    plateau_patience: int = 5  # evaluations without a better accuracy (or rmse) after which plateau reduces the rate
     plateau_reductions: int = 3  # largest number of reductions by plateau
     warmup_epochs: float = 0.0  # epochs of linear warm-up from zero
     ema_decay: float = 0.0  # decay of the exponential moving average that is evaluated; 0: evaluate the network itself
@@ -111,6 +112,7 @@ class Config:
     num_epochs: float = 200.0  # length of the run in epochs
     shard_head: bool = False  # shard the fully connected layers over the devices instead of replicating them
     flip_eval: bool = False  # evaluate the mean of the logits of each image and its horizontal flip
+    loss: str = "softmax"  # softmax (one class for each image), sigmoid (several labels) or squared_error (regression)
     label_smoothing: float = 0.0  # part of each label that the training loss spreads over all classes
     seed: int = 0  # seed of initialization, order of the data, augmentation and dropout
     init_from: str = ""  # source of the initial layers: weights file, directory of a run, or pretrained name
@@ -125,6 +127,11 @@ class Config:
     def step_size(self) -> int:
         """Return the examples of one step over all devices: a batch, or a micro-batch."""
         return self.batch_size // self.accumulation_steps
+
+    @property
+    def metric(self) -> str:
+        """Return the metric beside the loss: accuracy, or rmse (root mean squared error) for a regression."""
+        return "rmse" if self.loss == "squared_error" else "accuracy"
 
     @property
     def learning_rate(self) -> float:
@@ -228,6 +235,11 @@ def _run_checks(config: Config) -> list[Check]:
         ("eval_every_epochs", config.eval_every_epochs > 0, "more than 0"),
         ("checkpoint_every_epochs", config.checkpoint_every_epochs > 0, "more than 0"),
         ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
+        ("loss", config.loss in LOSSES, f"one of {', '.join(LOSSES)}"),
+        ("loss", config.loss != "softmax" or config.model.num_classes != 1,
+         "sigmoid or squared_error, because the softmax of one output is always 1 (config.model.num_classes is 1)"),
+        ("label_smoothing", config.loss != "squared_error" or not config.label_smoothing,
+         "0, because config.loss is squared_error"),
         ("model.dtype", config.model.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
     ]  # fmt: skip
 

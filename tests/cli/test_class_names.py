@@ -16,7 +16,7 @@ from vgg_jax import load
 from vgg_jax.cli import convert, evaluate, predict
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from vgg_jax.data.preprocessing import Preprocessing
-from vgg_jax.evaluation.labels import network_labels
+from vgg_jax.evaluation.matching import network_labels
 from vgg_jax.evaluation.results import Result
 from vgg_jax.training import loop
 from vgg_jax.training.checkpoints import saved_steps

@@ -2,15 +2,16 @@
 
     python -m vgg_jax evaluate (--workdir RUN | --weights FILE|NAME) [...]
 
-  center_crop        one crop, as the network was trained; not a protocol of the paper
+  center_crop        one crop, as the run evaluates itself (config.flip_eval too); not a protocol of the paper
   dense              Table 3: the whole image at one scale, and its horizontal flip
   multi_scale        Table 4: the same at three scales
   multi_crop         Table 5: 5x5 crops and their horizontal flips at three scales, 150 crops in all
   dense+multi_crop   Table 5: the mean of the posteriors of multi_scale and multi_crop
   all                all of these
 
-Prints top-1 and top-5 error, on ImageNet with the figures of the paper. Saves the posteriors as PROTOCOL.npz in the
-run's directory or in --output. Classes are matched by name, if both the data and the network state names.
+Prints top-1 and top-5 error, on ImageNet with the figures of the paper; for several labels (sigmoid) the share of wrong
+ones, for numbers (squared_error) the root mean squared error. Saves the posteriors as PROTOCOL.npz in the run's
+directory or in --output. Classes are matched by name, if both the data and the network state names.
 `--fuse FILE FILE ...` averages the saved posteriors of several networks without evaluating them again.
 """
 
@@ -25,7 +26,16 @@ from vgg_jax.config import DataConfig
 from vgg_jax.console import log, note
 from vgg_jax.errors import UserError, report_mistakes, require
 from vgg_jax.evaluation.protocols import PROTOCOLS
-from vgg_jax.evaluation.results import Result, class_table, draw_confusion, fused, published_figure, scales, table
+from vgg_jax.evaluation.results import (
+    Result,
+    class_table,
+    draw_confusion,
+    fused,
+    published_figure,
+    scales,
+    table,
+    worst_classes,
+)
 from vgg_jax.network import Network
 from vgg_jax.runtime import configure
 
@@ -40,32 +50,37 @@ def evaluate(options: argparse.Namespace) -> list[tuple[Result, str]]:
       UserError: if the weights, the data or the scales cannot be used.
     """
     # Imported here, because --fuse and --help need none of these, and the data set's libraries take seconds.
-    from vgg_jax.evaluation.posteriors import evaluate_split
+    from vgg_jax.evaluation.posteriors import evaluate_split, smallest_scale
 
     net = load_network(options.workdir or options.weights, options)
     preprocessing = net.checked_preprocessing()
-    data, split = _open_data(options, net)
+    data, split, flip = _open_data(options, net)
     split = split.decoded_for(preprocessing)
-    train_scale, single, multi = scales(data, preprocessing.resize)
+    train_scale, single, multi = scales(data, preprocessing.resize, smallest_scale(net.model, preprocessing))
     if options.scales:
         single, multi = options.scales[0], tuple(options.scales)
+    if options.per_class and net.outputs == "values":
+        raise UserError(f"{net.source} has values as outputs; expected classes for --per-class: leave it out")
+    if options.confusion and split.label_shape:
+        raise UserError(f"{split.name} has several labels for each image; expected one for --confusion: leave it out")
     protocols = PROTOCOLS if options.protocol == "all" else (options.protocol,)
     results = []
-    for result in evaluate_split(
+    evaluated = evaluate_split(
         *(net.model, net.variables, preprocessing, split, protocols),
-        *((train_scale, single, multi), options.batch_size),
-    ):
-        result.classes = net.classes or ()
+        *((train_scale, single, multi), options.batch_size, net.outputs, flip),
+    )
+    for protocol, result in zip(protocols, evaluated, strict=True):
+        result.classes = net.classes or split.class_names
         folder = options.output or os.path.join(options.workdir or "", "posteriors")
-        path = os.path.join(folder, f"{result.protocol}.npz")
+        path = os.path.join(folder, f"{protocol}.npz")
         result.save(path)
         log(f"posteriors of {len(split):,} images: {path}")
         results.append((result, published_figure(result)))
     return results
 
 
-def _open_data(options: argparse.Namespace, net: Network) -> tuple[DataConfig, Any]:
-    """Return the data configuration of the run, changed by the options, and the split to evaluate.
+def _open_data(options: argparse.Namespace, net: Network) -> tuple[DataConfig, Any, bool]:
+    """Return the data configuration of the run, changed by the options, the split, and the run's `flip_eval`.
 
     The split has the labels of the network, if both the split and the network state their class names.
 
@@ -76,12 +91,14 @@ def _open_data(options: argparse.Namespace, net: Network) -> tuple[DataConfig, A
     from absl import logging
 
     from vgg_jax.data.dataset import open_split
-    from vgg_jax.evaluation.labels import network_labels
+    from vgg_jax.evaluation.matching import network_labels
     from vgg_jax.training.run_directory import read_config
 
     logging.set_verbosity(logging.ERROR)  # TFDS logs what this command reports
+    flip = False
     if options.workdir:
-        data = read_config(options.workdir).data
+        config = read_config(options.workdir)
+        data, flip = config.data, config.flip_eval
         data = dataclasses.replace(data, dataset=options.dataset or data.dataset)
     else:
         data = DataConfig(options.dataset or "imagenet2012", eval_split="validation")
@@ -90,15 +107,15 @@ def _open_data(options: argparse.Namespace, net: Network) -> tuple[DataConfig, A
     # By name, a folder may have some of the classes. By number, those of the training split number them.
     class_split = data.train_split if net.classes is None else name
     split = open_split(data.dataset, name, data_dir=data.data_dir, class_split=class_split)
-    if net.classes is not None and split.class_names:
+    if net.classes is not None and split.class_names and not split.label_shape:
         split = split.relabel(network_labels(split.name, split.class_names, net.classes), net.classes)
-    elif split.num_classes != net.model.num_classes:
+    elif split.num_classes < (net.model.num_classes or 0):  # more classes than outputs are refused later
         stated = "the network" if net.classes is None else split.name
         note(
             f"{stated} states no class names, so labels are compared by number: {split.num_classes} classes of "
-            f"{split.name}, {net.model.num_classes or 'no'} outputs of the network"
+            f"{split.name}, {net.model.num_classes} outputs of the network"
         )
-    return data, split.select(data.classes)
+    return data, split.select(data.classes), flip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,6 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=16, help="images of one size together (default: %(default)s)")
     parser.add_argument("--output", metavar="DIR", help="folder of the posteriors (default: posteriors, in the run's)")
     parser.add_argument(
+        "--per-class", action="store_true", help="print the accuracy of each class, by the last protocol"
+    )
+    parser.add_argument(
         "--confusion", metavar="PNG", help="draw the confusion matrix, and print the classes with the most errors"
     )
     add_network_options(parser)
@@ -131,8 +151,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             require("matplotlib", "train")  # now, because the evaluation before the drawing can take hours
         results = [fused(options.fuse)] if options.fuse else evaluate(options)
         if options.confusion:
-            print(class_table(results[-1][0]))
+            print(worst_classes(results[-1][0]))
         print(table(results))
+        if options.per_class:
+            print(class_table(results[-1][0]))
         if options.confusion:
             draw_confusion(results[-1][0], options.confusion)
         return 0

@@ -30,8 +30,8 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         help="order of the channels, also in --mean and --std (default: L for one mean, else RGB)",
     )
     group.add_argument("--classes", metavar="FILE", help="names of the classes by label, one a line, in UTF-8")
-    group.add_argument("--outputs", choices=OUTPUTS, help="meaning of the outputs (default: softmax)")
     group.add_argument("--features-only", action="store_true", help="load the convolutional part without the head")
+    group.add_argument("--outputs", choices=OUTPUTS, help="what the outputs mean (default: as the source states)")
     group.add_argument("--step", default="latest", help="checkpoint of a run: latest, best or a step (default: latest)")
 
 

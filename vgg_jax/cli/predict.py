@@ -25,10 +25,12 @@ from vgg_jax.weights.download import NAMES
 def as_json(prediction: Prediction) -> dict[str, Any]:
     """Return what --json prints: {"image": path, "predictions": [{"class", "name", "probability"}, ...]}.
 
-    If the image cannot be read, "error" replaces "predictions".
+    If the outputs are values, "values" replaces "predictions"; if the image cannot be read, "error".
     """
     if prediction.error:
         return {"image": prediction.image, "error": prediction.error}
+    if prediction.values:
+        return {"image": prediction.image, "values": list(prediction.values)}
     classes = zip(prediction.labels, prediction.names, prediction.probabilities, strict=True)
     return {
         "image": prediction.image,
@@ -43,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     files = [path for path, _ in find_images(options.images)]  # before the weights, which take seconds to load
     net = load_network(options.weights, options)
     predictions = net.iter_predictions(files, options.top)
-    if net.classes is None:
+    if net.classes is None and net.outputs != "values":
         note(f"{options.weights} states no class names, so classes are numbers; add --classes FILE")
     failed = 0
     for prediction in predictions:
@@ -54,8 +56,11 @@ def run(options: argparse.Namespace) -> int:
             print(prediction.error, file=sys.stderr)
         else:
             print(prediction.image)
-            for name, probability in zip(prediction.names, prediction.probabilities, strict=True):
-                print(f"  {probability:7.2%}  {name}")
+            numbers = [f"{value:10.5g}" for value in prediction.values] or [
+                f"{p:7.2%}" for p in prediction.probabilities
+            ]
+            for name, number in zip(prediction.names, numbers, strict=True):
+                print(f"  {number}  {name}")
     return 1 if failed else 0
 
 

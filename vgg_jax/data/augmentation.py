@@ -112,7 +112,7 @@ def augment(key: jax.Array, batch: Batch, options: Augmentation) -> Batch:
 
     Args:
       key: key of all random numbers.
-      batch: `image` (N, H, W, C) uint8, `label` (N,) int32.
+      batch: `image` (N, H, W, C) uint8, `label` (N,) int32 or (N, K) float32.
       options: the augmentation.
 
     Returns:

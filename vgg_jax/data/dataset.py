@@ -1,4 +1,7 @@
-"""One split of a data set, read by random access and without TensorFlow: an index becomes a uint8 image and a label."""
+"""One split of a data set, read by random access and without TensorFlow: an index becomes a uint8 image and a label.
+
+A label is an int32 class, or float32 numbers (K,); see `data.labels`.
+"""
 
 import contextlib
 import dataclasses
@@ -15,6 +18,7 @@ from vgg_jax.console import note
 from vgg_jax.data import image_files, transforms
 from vgg_jax.data.gray_depth import ImageError
 from vgg_jax.data.image_folder import FolderRecords, remedy
+from vgg_jax.data.labels import KINDS, Label, label_kind, read_label
 from vgg_jax.data.prepare import catalog
 from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.data.sampler import permutation
@@ -34,10 +38,16 @@ class Split:
 
     name: str  # DATASET/SPLIT, for messages
     records: Any  # a sequence of dicts with `image` (encoded) and `label`; its locate(index) names a record's place
-    num_classes: int
+    num_classes: int  # of classes, or of the numbers in a label
     channels: int
     views: Views
     class_names: tuple[str, ...] = ()  # by label; () if they are unknown
+    label_kind: str = "class"  # one of `labels.KINDS`
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Return the shape of a label: () for one class, else (K,)."""
+        return () if self.label_kind == "class" else (self.num_classes,)
 
     def select(self, classes: Sequence[int], per_class: int = 0, seed: int = 0) -> "Split":
         """Return the split of some examples, in their order.
@@ -48,10 +58,15 @@ class Split:
           seed: seed of the draw.
 
         Raises:
-          UserError: if a class is unknown or has too few examples.
+          UserError: if a class is unknown or has too few examples, or the labels are not single classes.
         """
         if not classes and not per_class:
             return self
+        if self.label_shape:
+            raise UserError(
+                f"{self.name} has labels of {KINDS[self.label_kind]}; expected one class for each image to select "
+                "classes: unset config.data.classes and config.data.images_per_class"
+            )
         labels = np.array([self.records[i]["label"] for i in range(len(self))])
         chosen: list[int] = []
         for label in classes or range(self.num_classes):
@@ -77,8 +92,11 @@ class Split:
     def decoded_for(self, preprocessing: Preprocessing) -> "Split":
         """Return the split with the EXIF rule of a network, and if it is a folder, with the network's channels."""
         views = dataclasses.replace(self.views, exif=preprocessing.exif)
-        folder = isinstance(getattr(self.records, "records", self.records), FolderRecords)
-        return dataclasses.replace(self, channels=len(preprocessing.mean) if folder else self.channels, views=views)
+        source = self.records
+        while isinstance(source, _Selection | _Relabeled):
+            source = source.records
+        channels = len(preprocessing.mean) if isinstance(source, FolderRecords) else self.channels
+        return dataclasses.replace(self, channels=channels, views=views)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -93,7 +111,7 @@ class Split:
         """Return whether the host draws the training views; otherwise the device draws them from test views."""
         return self.views.train_view != "pad_crop"
 
-    def test_view(self, index: int) -> tuple[np.ndarray, np.int32]:
+    def test_view(self, index: int) -> tuple[np.ndarray, Label]:
         """Return the test view of an example, (image_size, image_size, C) uint8, and its label.
 
         Raises:
@@ -106,7 +124,7 @@ class Split:
         resized = image_files.resize_short_side(image, self.views.resize)
         return image_files.center_crop(resized, self.views.image_size), label
 
-    def random_view(self, index: int, seed: int, position: int) -> tuple[np.ndarray, np.int32]:
+    def random_view(self, index: int, seed: int, position: int) -> tuple[np.ndarray, Label]:
         """Return the training view that the host draws, and the label.
 
         Args:
@@ -127,12 +145,12 @@ class Split:
             return transforms.scale_crop(pixels, size, smallest, largest, seed, position), label
         return transforms.random_resized_crop(pixels, size, seed, position), label
 
-    def image(self, index: int) -> tuple[PIL.Image.Image, np.int32]:
+    def image(self, index: int) -> tuple[PIL.Image.Image, Label]:
         """Return the whole image as a PIL image without the file's metadata, and the label; raise as `test_view`."""
         pixels, label = self.pixels(index)
         return PIL.Image.fromarray(pixels[..., 0] if self.channels == 1 else pixels), label
 
-    def pixels(self, index: int) -> tuple[np.ndarray, np.int32]:
+    def pixels(self, index: int) -> tuple[np.ndarray, Label]:
         """Return the whole image, (H, W, C) uint8, and the label; raise as `test_view`."""
         data, label = self._read(index)
         with self._names_corrupt_image(index):
@@ -142,15 +160,15 @@ class Split:
     def _mode(self) -> str:
         return "L" if self.channels == 1 else "RGB"
 
-    def _read(self, index: int) -> tuple[bytes, np.int32]:
+    def _read(self, index: int) -> tuple[bytes, Label]:
         record = self.records[int(index)]
-        label = record["label"]
-        if not 0 <= label < self.num_classes:
+        try:
+            return record["image"], read_label(self.label_kind, record["label"], self.num_classes)
+        except UserError as error:
             raise UserError(
-                f"{self.name}, example {index}, {self.records.locate(index)}: label {label}; "
-                f"expected 0 to {self.num_classes - 1}; correct the label or prepare the data set again"
-            )
-        return record["image"], np.int32(label)
+                f"{self.name}, example {index}, {self.records.locate(index)}: {error}; correct the label or prepare "
+                "the data set again"
+            ) from None
 
     @contextlib.contextmanager
     def _names_corrupt_image(self, index: int) -> Iterator[None]:
@@ -230,13 +248,7 @@ def open_split(
     """
     directory = os.path.expanduser(dataset)
     if catalog.is_directory(dataset) and not os.path.exists(os.path.join(directory, catalog.INFO)):
-        if versions := catalog.versions(directory):
-            raise UserError(f"{dataset} holds data sets of TFDS; choose the directory of one: {', '.join(versions)}")
-        folder = FolderRecords(directory, split, class_split)
-        for line in folder.notes:
-            _note_once(line)
-        return Split(f"{dataset}/{split}", folder, len(folder.classes), channels, views, tuple(folder.classes))
-
+        return _open_folder(dataset, split, views, class_split, channels)
     data_dir = os.path.expanduser(data_dir)
     if dataset in catalog.NAMES and "://" not in data_dir:  # a bucket is only read
         catalog.prepare(dataset, data_dir)
@@ -251,25 +263,45 @@ def open_split(
         problem = f"split {split!r} of {builder.info.full_name} is missing or empty"
         raise UserError(f"{problem}; found {found}{remedy(split, list(splits))}")
     features = builder.info.features
-    if "image" not in features or "label" not in features or not getattr(features["label"], "num_classes", None):
+    labels = label_kind(features)
+    if "image" not in features or labels is None:
         raise UserError(
-            f"{builder.info.full_name} has {', '.join(features)}; expected `image` and `label`, one of several classes"
+            f"{builder.info.full_name} has {', '.join(sorted(features))}; expected `image` and `label`: one of several "
+            "classes, a Sequence of them, or numbers (K,)"
         )
     tfds = require("tensorflow_datasets", "train")
     source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     return Split(
         name=f"{dataset}/{split}",
         records=_ArrayRecords(source, splits[split].file_instructions),
-        num_classes=features["label"].num_classes,
+        num_classes=labels[1],
         channels=features["image"].shape[-1],
         views=views,
         class_names=_label_names(features["label"], builder.data_dir),
+        label_kind=labels[0],
     )
 
 
+def _open_folder(dataset: str, split: str, views: Views, class_split: str, channels: int) -> Split:
+    """Return a split of a directory of images; arguments and errors are those of `open_split`."""
+    directory = os.path.expanduser(dataset)
+    if versions := catalog.versions(directory):
+        raise UserError(f"{dataset} holds data sets of TFDS; choose the directory of one: {', '.join(versions)}")
+    folder = FolderRecords(directory, split, class_split)
+    for line in folder.notes:
+        _note_once(line)
+    return Split(f"{dataset}/{split}", folder, len(folder.classes), channels, views, tuple(folder.classes))
+
+
 def _label_names(label: Any, directory: Any) -> tuple[str, ...]:
-    """Return the names of TFDS's label; () if the data set has none, for which TFDS gives the numbers."""
-    return tuple(label.names) if label.get_names_filepath(directory, "label").exists() else ()
+    """Return the class names of TFDS's label, one class or several; () if the data set has none.
+
+    For a label without names TFDS gives the numbers.
+    """
+    if hasattr(label, "get_names_filepath"):
+        return tuple(label.names) if label.get_names_filepath(directory, "label").exists() else ()
+    names = tuple(getattr(getattr(label, "feature", None), "names", ()))
+    return () if names == tuple(map(str, range(len(names)))) else names
 
 
 class _ArrayRecords:

@@ -18,7 +18,7 @@ from vgg_jax.data.dataset import CorruptImageError, Split
 from vgg_jax.data.sampler import alternating_flips, train_indices
 from vgg_jax.errors import UserError, require
 
-Batch = dict[str, jax.Array]  # image (N, H, W, C) uint8, label (N,) int32; for evaluation also weight (N,) float32
+Batch = dict[str, jax.Array]  # image (N, H, W, C) uint8, label (N,) int32 or (N, K) float32; in evaluation weight (N,)
 Example = dict[str, Any]  # the same entries of one example, or of a part of a batch on the host
 
 RESIDENT_BYTES = 2**31  # a split up to this size is replicated on the devices
@@ -81,7 +81,8 @@ class Loader:
           accumulation_steps: steps (micro-batches) of a batch.
 
         Returns:
-          A generator of batches with `image` (step_size, H, W, C) uint8 and `label` (step_size,) int32.
+          A generator of batches with `image` (step_size, H, W, C) uint8 and `label`, (step_size,) int32 or
+          (step_size, K) float32.
 
         Raises:
           UserError: during iteration, if an example cannot be read.
@@ -127,7 +128,7 @@ class Loader:
         n, size = self._eval_batch_size(batch_size), self.split.views.image_size
         shapes = {
             "image": ((n, size, size, self.split.channels), np.uint8),
-            "label": ((n,), np.int32),
+            "label": ((n, *self.split.label_shape), np.float32 if self.split.label_shape else np.int32),
             "weight": ((n,), np.float32),
         }
         struct = functools.partial(jax.ShapeDtypeStruct, sharding=self._sharding)
@@ -144,7 +145,8 @@ class Loader:
           batch_size: examples of a batch; rounded up to a multiple of the number of devices.
 
         Yields:
-          Batches with `image` (N, H, W, C) uint8, `label` (N,) int32 and `weight` (N,) float32, 0 or 1.
+          Batches with `image` (N, H, W, C) uint8, `label` (N,) int32 or (N, K) float32, and `weight` (N,) float32, 0
+          or 1.
 
         Raises:
           UserError: if an example cannot be read.
@@ -227,7 +229,9 @@ class Loader:
             self._skip(index, error)
             size = self.split.views.image_size
             image = np.zeros((size, size, self.split.channels), np.uint8)
-            return {"image": image, "label": np.int32(0), "weight": np.float32(0)}
+            shape = self.split.label_shape
+            label = np.zeros(shape, np.float32) if shape else np.int32(0)
+            return {"image": image, "label": label, "weight": np.float32(0)}
 
     def _readable(self, index: int) -> int:
         """Return the index, or that of the next image that is not corrupt."""
@@ -253,7 +257,7 @@ def _take(data: Batch, indices: jax.Array, counts: jax.Array, flipped: jax.Array
     """Return some rows of the data, some of them flipped horizontally.
 
     Args:
-      data: image (M, H, W, C), label (M,), weight (M,).
+      data: image (M, H, W, C), label (M,) or (M, K), weight (M,).
       indices: (N,) rows to take.
       counts: (N,) factors of the weights, 0 or 1.
       flipped: (N,) bool.

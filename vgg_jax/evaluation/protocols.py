@@ -21,8 +21,24 @@ PROTOCOLS = ("center_crop", "dense", "multi_scale", "multi_crop", "dense+multi_c
 GRID = 5  # crops in each direction
 
 
+def read_outputs(logits: Float[Array, "n classes"], outputs: str) -> Float[Array, "n classes"]:
+    """Return probabilities of logits, or the logits themselves if they are `values`.
+
+    Args:
+      logits: (N, num_classes).
+      outputs: what the logits mean: softmax (one class is right), sigmoid (each output for itself) or values.
+    """
+    if outputs == "values":
+        return logits
+    return jax.nn.sigmoid(logits) if outputs == "sigmoid" else jax.nn.softmax(logits)
+
+
 def center_posteriors(
-    model: VGG, variables: Mapping[str, Any], images: Float[Array | np.ndarray, "n h w c"]
+    model: VGG,
+    variables: Mapping[str, Any],
+    images: Float[Array | np.ndarray, "n h w c"],
+    outputs: str = "softmax",
+    flip: bool = False,
 ) -> Float[Array, "n classes"]:
     """Return the posteriors of the network as it was trained.
 
@@ -30,13 +46,15 @@ def center_posteriors(
       model: a network with classes.
       variables: its variables.
       images: (N, H, W, C), normalized, of the network's input size.
+      outputs: what the logits mean: softmax, sigmoid or values.
+      flip: average the logits of each image and its horizontal flip, as a run with `flip_eval` does.
 
     Returns:
-      (N, num_classes) probabilities.
+      (N, num_classes) probabilities; for `values`, the numbers themselves.
     """
-    logits = model.apply(variables, images)
-    assert isinstance(logits, jax.Array)
-    return jax.nn.softmax(logits)
+    views = [images, images[:, :, ::-1]] if flip else [images]
+    logits = [jnp.asarray(model.apply(variables, view)) for view in views]
+    return read_outputs(jnp.stack(logits).mean(0), outputs)
 
 
 def dense_scores(
@@ -80,7 +98,10 @@ def dense_scores(
 
 
 def dense_posteriors(
-    model: VGG, variables: Mapping[str, Any], images: Float[Array | np.ndarray, "n h w c"]
+    model: VGG,
+    variables: Mapping[str, Any],
+    images: Float[Array | np.ndarray, "n h w c"],
+    outputs: str = "softmax",
 ) -> Float[Array, "n classes"]:
     """Return the posteriors of dense evaluation, averaged over each image and its horizontal flip.
 
@@ -88,19 +109,23 @@ def dense_posteriors(
       model: a network with classes.
       variables: its variables.
       images: as for `dense_scores`.
+      outputs: what the scores mean, as for `center_posteriors`.
 
     Returns:
-      (N, num_classes) probabilities.
+      (N, num_classes) probabilities or numbers.
 
     Raises:
       UserError: if the images are too small.
     """
-    both = [jax.nn.softmax(dense_scores(model, variables, x)) for x in (images, images[:, :, ::-1])]
+    both = [read_outputs(dense_scores(model, variables, x), outputs) for x in (images, images[:, :, ::-1])]
     return (both[0] + both[1]) / 2
 
 
 def crop_posteriors(
-    model: VGG, variables: Mapping[str, Any], crops: Float[Array | np.ndarray, "n h w c"]
+    model: VGG,
+    variables: Mapping[str, Any],
+    crops: Float[Array | np.ndarray, "n h w c"],
+    outputs: str = "softmax",
 ) -> Float[Array, " classes"]:
     """Return the mean posteriors of the crops of one image and of their horizontal flips.
 
@@ -108,11 +133,12 @@ def crop_posteriors(
       model: a network with classes.
       variables: its variables.
       crops: (N, H, W, C), normalized, of the network's input size.
+      outputs: what the logits mean, as for `center_posteriors`.
 
     Returns:
-      (num_classes,) probabilities.
+      (num_classes,) probabilities or numbers.
     """
-    return center_posteriors(model, variables, jnp.concatenate([crops, crops[:, :, ::-1]])).mean(0)
+    return center_posteriors(model, variables, jnp.concatenate([crops, crops[:, :, ::-1]]), outputs).mean(0)
 
 
 def crop_corners(height: int, width: int, size: int) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from vgg_jax.config import DataConfig
 from vgg_jax.errors import UserError, require
@@ -21,13 +21,14 @@ class Result:
     """The result of one network under one protocol."""
 
     posteriors: Float[np.ndarray, "n classes"]
-    labels: Int[np.ndarray, " n"]
+    labels: Shaped[np.ndarray, "n *k"]  # (N,) classes; (N, K) zeros and ones for K classes, or K numbers
     network: str  # the paper's column, and how the network differs from it
     protocol: str
     train_scale: str  # the paper's S, for example 256, or 256-512 for scale jitter
     test_scales: tuple[int, ...]  # the paper's Q
     data: str  # dataset/split
     classes: tuple[str, ...] = ()  # the names of the network's classes; () if they are unknown
+    outputs: str = "softmax"  # what the network's outputs mean; for values, `posteriors` are the numbers themselves
 
     def save(self, path: str) -> None:
         """Write an .npz file, which appears complete or not at all.
@@ -67,22 +68,27 @@ def column(model: VGG) -> str:
     return model.column + (" with batch norm" if model.batch_norm else "")
 
 
-def scales(data: DataConfig, resize: int) -> tuple[str, int, tuple[int, ...]]:
-    """Return the scales that the paper would use for a network.
+def scales(data: DataConfig, resize: int, smallest: int = 0) -> tuple[str, int, tuple[int, ...]]:
+    """Return the scales that the paper would use for a network, or larger ones that the network can take.
 
     Args:
       data: the data of its training.
       resize: the short side of its test view, for a network that was not trained on scaled crops.
+      smallest: the smallest test scale of the network. If S is smaller, Q starts there. If only S minus the step is
+        smaller, the scales are Q, Q + step, Q + 2 step.
 
     Returns:
       The training scale S, the test scale Q of single-scale evaluation, and the test scales of multi-scale evaluation.
     """
     if data.train_view == "scale_crop" and data.train_scale[0] < data.train_scale[1]:
         low, high = data.train_scale
-        return f"{low}-{high}", (low + high) // 2, (low, (low + high) // 2, high)
+        test = [max(side, smallest) for side in (low, (low + high) // 2, high)]
+        return f"{low}-{high}", test[1], tuple(dict.fromkeys(test))
     side = data.train_scale[0] if data.train_view == "scale_crop" else resize
     step = 32 if side >= 256 else max(side // 8, 1)  # the paper's 32; in proportion for small images
-    return str(side), side, (side - step, side, side + step)
+    single = max(side, smallest)
+    first = single - step if single - step >= smallest else single
+    return str(side), single, (first, first + step, first + 2 * step)
 
 
 def table(results: Sequence[tuple[Result, str]]) -> str:
@@ -91,14 +97,58 @@ def table(results: Sequence[tuple[Result, str]]) -> str:
     Args:
       results: pairs of a result and the paper's figure, which is "" if there is none.
     """
-    rows = [("network", "train S", "test Q", "protocol", "top-1 error, %", "top-5 error, %", "paper, %")]
-    for result, figure in results:
-        errors = [100 * top_k_error(result.posteriors, result.labels, k) for k in (1, 5)]
+    figures = [_figures(result) for result, _ in results]
+    rows = [("network", "train S", "test Q", "protocol", *figures[0], "paper, %")]
+    for (result, paper), numbers in zip(results, figures, strict=True):
         q = ", ".join(map(str, result.test_scales))
-        rows.append(
-            (result.network, result.train_scale, q, result.protocol, f"{errors[0]:.1f}", f"{errors[1]:.1f}", figure)
-        )
+        rows.append((result.network, result.train_scale, q, result.protocol, *numbers.values(), paper))
     return _aligned(rows)
+
+
+def _figures(result: Result) -> dict[str, str]:
+    """Return the figures of a result by their headings: errors of classes, of several labels, or of numbers."""
+    if result.outputs == "values":
+        return {"rmse": f"{np.sqrt(np.mean((result.posteriors - result.labels) ** 2)):.4f}"}
+    if result.labels.ndim == 2:
+        return {"error of the labels, %": f"{100 - 100 * right(result).mean():.1f}"}
+    errors = [100 * top_k_error(result.posteriors, result.labels, k) for k in (1, 5)]
+    return {"top-1 error, %": f"{errors[0]:.1f}", "top-5 error, %": f"{errors[1]:.1f}"}
+
+
+def right(result: Result) -> Shaped[np.ndarray, "n *k"]:
+    """Return whether each image has the right class, (N,), or each of several labels is on the right side of 1/2."""
+    if result.labels.ndim == 2:
+        return np.equal(result.posteriors > 0.5, result.labels > 0.5)
+    return np.asarray(result.posteriors.argmax(1) == result.labels)
+
+
+def class_table(result: Result) -> str:
+    """Return a line for each class as text: its name, its number of images, and their accuracy.
+
+    With several labels for each image, a class has the images with its label, and its accuracy is over all images.
+
+    Args:
+      result: the result of a network whose outputs are classes. Without names, classes are numbers.
+
+    Raises:
+      UserError: if the outputs are values.
+    """
+    if result.outputs == "values":
+        raise UserError("the network's outputs are values; expected classes: leave out --per-class")
+    correct, rows = right(result), [("class", "images", "accuracy, %")]
+    for label in range(result.posteriors.shape[1]):
+        several = result.labels.ndim == 2
+        images = result.labels[:, label] > 0.5 if several else result.labels == label
+        found = correct[:, label] if several else correct[images]
+        rows.append((_class_name(result, label), str(images.sum()), f"{100 * found.mean():.1f}" if len(found) else "-"))
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def published_figure(result: Result) -> str:
@@ -113,8 +163,7 @@ def published_figure(result: Result) -> str:
         "multi_scale": published.MULTI_SCALE,
         "multi_crop": published.MULTI_CROP,
         "dense+multi_crop": published.DENSE_AND_MULTI_CROP,
-        "center_crop": {},
-    }[result.protocol]
+    }.get(result.protocol, {})
     return figures.get((result.network, result.train_scale), "")
 
 
@@ -133,8 +182,8 @@ def fused(paths: Sequence[str]) -> tuple[Result, str]:
     results = [Result.load(path) for path in paths]
     first = results[0]
     for path, result in zip(paths, results, strict=True):
-        same = result.posteriors.shape == first.posteriors.shape and (result.labels == first.labels).all()
-        if not same or result.data != first.data:
+        same = result.posteriors.shape == first.posteriors.shape and np.array_equal(result.labels, first.labels)
+        if not same or (result.data, result.outputs) != (first.data, first.outputs):
             raise UserError(f"{path} is of {result.data}, {result.posteriors.shape}; expected the images of {paths[0]}")
         if result.classes and first.classes and result.classes != first.classes:
             i = next(
@@ -161,7 +210,7 @@ def draw_confusion(result: Result, path: str) -> None:
       path: the picture file to write.
 
     Raises:
-      UserError: if matplotlib is not installed, or the file cannot be written.
+      UserError: if matplotlib is not installed, the file cannot be written, or an image has no single class.
     """
     require("matplotlib", "train")
     from matplotlib.figure import Figure  # here, because only this function needs it
@@ -189,7 +238,7 @@ def draw_confusion(result: Result, path: str) -> None:
         raise UserError(f"cannot write {path}: {error}; choose another file with --confusion") from None
 
 
-def class_table(result: Result) -> str:
+def worst_classes(result: Result) -> str:
     """Return the ten classes with the largest errors as text, each with the class that it is most often taken for."""
     matrix, counts, errors = _class_errors(result)
     rows = [("class", "images", "top-1 error, %", "most often taken for")]
@@ -203,6 +252,10 @@ def class_table(result: Result) -> str:
 
 def _class_errors(result: Result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the confusion matrix, and the number of images and the top-1 error of each class."""
+    if result.labels.ndim == 2:
+        raise UserError(
+            f"{result.data} has several labels or numbers for each image; expected one class: leave out --confusion"
+        )
     matrix = confusion_matrix(result.posteriors, result.labels)
     counts = matrix.sum(1)
     return matrix, counts, 1 - matrix.diagonal() / np.maximum(counts, 1)
@@ -215,15 +268,7 @@ def _worst_classes(counts: np.ndarray, errors: np.ndarray) -> list[int]:
 
 
 def _class_name(result: Result, label: int) -> str:
-    return result.classes[label] if result.classes else str(label)
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    """Return the rows as lines with aligned columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return result.classes[label] if label < len(result.classes) else str(label)
 
 
 def fuse(posteriors: Iterable[Float[np.ndarray, "n classes"]]) -> Float[np.ndarray, "n classes"]:

@@ -17,11 +17,12 @@ from vgg_jax.console import log
 from vgg_jax.errors import UserError, first_line
 from vgg_jax.training.checksums import describe, difference, named_arrays, named_leaves, read_metadata
 from vgg_jax.training.host_copy import HostCopy
+from vgg_jax.training.metrics import evaluation_error
 from vgg_jax.training.state import TrainState
 
 
 class Checkpoints:
-    """The directory of a run's checkpoints: the two latest and the one with the best accuracy.
+    """The directory of a run's checkpoints: the two latest and the one with the best evaluation.
 
     A checkpoint holds everything that changes in a run: step, parameters (frozen ones too), running statistics, states
     of the optimizer and of a plateau schedule, exponential moving averages, and averages that are not reported yet. The
@@ -68,8 +69,8 @@ class Checkpoints:
 
         Args:
           state: the state to save.
-          metrics: the evaluation of the state, whose `accuracy` selects the best checkpoint; None if there was no
-            evaluation. Metrics that are not finite do not count.
+          metrics: the evaluation of the state, whose `accuracy` (or `rmse`) selects the best checkpoint; None if there
+            was no evaluation. Metrics that are not finite do not count.
           progress: further JSON values that `restore` returns.
 
         Raises:
@@ -278,10 +279,10 @@ def _metadata_problem(path: str) -> str | None:
 
 def _open(directory: str, read_only: bool = False) -> ocp.CheckpointManager:
     best = policies.BestN(
-        get_metric_fn=lambda metrics: metrics["accuracy"], n=1, keep_checkpoints_without_metrics=False
+        get_metric_fn=lambda metrics: -evaluation_error(metrics), n=1, keep_checkpoints_without_metrics=False
     )
     options = ocp.CheckpointManagerOptions(
-        best_fn=lambda metrics: metrics["accuracy"],  # else Orbax forgets the metrics when the run stops
+        best_fn=lambda metrics: -evaluation_error(metrics),  # else Orbax forgets the metrics when the run stops
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
         cleanup_tmp_directories=not read_only,
         read_only=read_only,

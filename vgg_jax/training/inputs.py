@@ -1,5 +1,7 @@
 """The data of a run: the configuration's fields become the arguments of splits, loaders and the augmentation."""
 
+import dataclasses
+
 from jax.sharding import Mesh
 
 from vgg_jax.config import Config, DataConfig
@@ -43,6 +45,8 @@ def open_splits(config: Config) -> tuple[Split, Split]:
         )
         for split in (data.train_split, data.eval_split)
     )
+    if config.loss == "sigmoid" and train_split.label_kind == "numbers":
+        train_split, eval_split = (dataclasses.replace(s, label_kind="fractions") for s in (train_split, eval_split))
     return train_split.select(data.classes, data.images_per_class, config.seed), eval_split.select(data.classes)
 
 

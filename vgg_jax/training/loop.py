@@ -29,7 +29,7 @@ from vgg_jax.training.initialization import source_variables
 from vgg_jax.training.inputs import augmentation, make_loader, open_splits
 from vgg_jax.training.memory import run_memory
 from vgg_jax.training.metric_writer import MetricWriter, NoMetricWriter
-from vgg_jax.training.metrics import MetricAverages, NotFiniteError
+from vgg_jax.training.metrics import MetricAverages, NotFiniteError, evaluation_error
 from vgg_jax.training.optimizer import make_optimizer, make_plateau, make_schedule
 from vgg_jax.training.processes import StopSignals
 from vgg_jax.training.run_directory import keep_num_classes, open_run, resolve_dtype
@@ -136,12 +136,13 @@ def build(config: Config, mesh: Mesh) -> Run:
     view = functools.partial(augment, options=augmentation(config.data))
     test_view = functools.partial(normalize, mean=config.data.mean, std=config.data.std)
     jit_train_step = jit(
-        functools.partial(train_step, augment=view, label_smoothing=config.label_smoothing),
+        functools.partial(train_step, augment=view, label_smoothing=config.label_smoothing, loss=config.loss),
         out_shardings=(shardings, replicated),
         donate_argnums=0,
     )
     jit_eval_step = jit(
-        functools.partial(eval_step, normalize=test_view, flip=config.flip_eval), out_shardings=replicated
+        functools.partial(eval_step, normalize=test_view, flip=config.flip_eval, loss=config.loss),
+        out_shardings=replicated,
     )
     return Run(
         *(config, mesh, train_split, eval_split, model, schedule, plateau, init, init_key, step_key),
@@ -233,7 +234,7 @@ class _Session:
         self.writer.evaluation(step, evaluation)
         if self.run.plateau:
             update = jax.jit(self.run.plateau.update, out_shardings=NamedSharding(self.run.mesh, P()))
-            _, after = update({}, self.state.plateau, value=1 - evaluation["accuracy"])
+            _, after = update({}, self.state.plateau, value=evaluation_error(evaluation))
             self.state = self.state.replace(plateau=after)
         return evaluation
 
@@ -285,7 +286,7 @@ def _open_session(
 
     is_first = jax.process_index() == 0
     writer = MetricWriter(workdir, start, run.num_steps, run.steps_per_epoch) if is_first else NoMetricWriter()
-    averages = MetricAverages(checked_tensors(state), config.max_skipped_steps, progress)
+    averages = MetricAverages(checked_tensors(state), config.max_skipped_steps, progress, config.metric)
     steps = range(start, run.num_steps)
     read = run.train_loader.train_batches(config.seed, config.step_size, steps, config.accumulation_steps)
     stack.enter_context(contextlib.closing(read))
@@ -316,8 +317,7 @@ def _describe(run: Run, summary: bool) -> None:
     trees = run.shapes.variables["params"], run.shapes.params
     count, trained = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees)
     parameters = f"{count:,} parameters" + (f", of which {trained:,} train," if trained < count else "")
-    device = run.mesh.devices.flat[0].device_kind
-    log(f"VGG-{run.model.depth} with {parameters} on {run.mesh.size} {device} device(s)")
+    log(f"VGG-{run.model.depth} with {parameters} on {run.mesh.size} {run.mesh.devices.flat[0].device_kind} device(s)")
 
 
 def _compile(

@@ -49,7 +49,7 @@ class MetricWriter:
         self._start = self._last = (time.perf_counter(), start_step)
 
     def train(self, step: int, batch_size: int, metrics: Metrics) -> None:
-        """Report the mean `loss`, `accuracy` and further metrics of the steps since the last call."""
+        """Report the mean `loss`, the `accuracy` or `rmse` and further metrics of the steps since the last call."""
         now = time.perf_counter()
         seconds, steps = now - self._last[0], step - self._last[1]
         self._last = (now, step)
@@ -150,26 +150,28 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def draw_curves(workdir: str) -> None:
-    """Draw loss and accuracy of training and evaluation over the epochs into `curves.png`."""
+    """Draw loss and accuracy (or rmse) of training and evaluation over the epochs into `curves.png`."""
     figures = require("matplotlib.figure", "train")
 
     lines = read_metrics(os.path.join(workdir, "metrics.jsonl"))
     figure = figures.Figure(figsize=(10, 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    metric = "rmse" if any("rmse" in line for line in lines) else "accuracy"
+    for axes, name in zip(figure.subplots(1, 2), ("loss", metric), strict=True):
         for kind, label, style in (("train", "training", "-"), ("eval", "evaluation", "o-")):
             points = [(line["epoch"], line[name]) for line in lines if line["kind"] == kind and line[name] is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), style, markersize=3, label=label)
         axes.set_xlabel("epoch")
-        axes.set_ylabel("cross entropy" if name == "loss" else "accuracy")
+        axes.set_ylabel(name if name == metric else "cross entropy" if metric == "accuracy" else "mean squared error")
         if name == "loss":
             axes.set_yscale("log")  # the loss falls by decades, and the first evaluations may be far above
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    evaluations = [line["accuracy"] for line in lines if line["kind"] == "eval"]
+    evaluations = [line[metric] for line in lines if line["kind"] == "eval" and line[metric] is not None]
     if evaluations:
-        figure.suptitle(f"{os.path.basename(os.path.abspath(workdir))}: final accuracy {evaluations[-1]:.2%}")
+        name = os.path.basename(os.path.abspath(workdir))
+        figure.suptitle(f"{name}: final {metric} {_format(metric, evaluations[-1])}")
     figure.savefig(os.path.join(workdir, "curves.png"), dpi=120)
 
 
@@ -183,6 +185,6 @@ def _format(name: str, value: float | int) -> str:
             return f"{value:.3g}"
         case "peak" | "temporary" | "evaluation" | "resident":
             return f"{value / 2**30:.3f} GiB"
-        case "loss":
+        case "loss" | "rmse":
             return f"{value:.4f}"
     return str(value)

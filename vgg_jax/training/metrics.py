@@ -14,6 +14,11 @@ from vgg_jax.errors import UserError
 Metrics = Mapping[str, jax.Array]  # as returned by `step.train_step`
 
 
+def evaluation_error(evaluation: Mapping[str, float | int]) -> float:
+    """Return what a better network has less of: 1 - accuracy, or the rmse of a regression."""
+    return evaluation["rmse"] if "rmse" in evaluation else 1 - evaluation["accuracy"]
+
+
 class NotFiniteError(UserError):
     """Too many steps in a row were skipped.
 
@@ -35,17 +40,26 @@ class MetricAverages:
     a resumed run also reports the steps that were taken before.
     """
 
-    def __init__(self, tensors: Sequence[str], max_skipped: int, saved: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[str],
+        max_skipped: int,
+        saved: Mapping[str, Any] | None = None,
+        metric: str = "accuracy",
+    ) -> None:
         """Start with no steps, or with those of `saved`.
 
         Args:
           tensors: the names of `step.checked_tensors`.
           max_skipped: the number of skipped steps in a row that raises NotFiniteError.
           saved: a result of `state`.
+          metric: the metric beside the loss: accuracy, or rmse, which follows from a loss of squared errors.
         """
+        self._metric = metric
         self._tensors, self._max_skipped = tensors, max_skipped
         self._unread: collections.deque[tuple[int, Metrics]] = collections.deque()
-        self._sums = {"loss": 0.0, "accuracy": 0.0, "steps": 0, **(saved or {}).get("sums", {})}
+        sums = (saved or {}).get("sums", {})
+        self._sums = {name: sums.get(name, zero) for name, zero in self._zeros().items()}
         self.skipped: int = (saved or {}).get("skipped", 0)
         self.in_a_row: int = (saved or {}).get("in_a_row", 0)
         self._row: tuple[int, str] = tuple((saved or {}).get("row", (0, "")))  # its first step and tensor
@@ -57,12 +71,15 @@ class MetricAverages:
             self._read()
 
     def report(self) -> dict[str, float]:
-        """Return the mean `loss` and `accuracy` of the steps since the last call; NaN if all were skipped."""
+        """Return mean `loss` and `accuracy` (or `rmse`) of the steps since the last call; NaN if all were skipped."""
         self._read_all()
         steps = self._sums.pop("steps")
         means = {name: value / steps if steps else math.nan for name, value in self._sums.items()}
-        self._sums = {"loss": 0.0, "accuracy": 0.0, "steps": 0}
-        return means
+        self._sums = self._zeros()
+        return means if self._metric == "accuracy" else {**means, "rmse": math.sqrt(means["loss"])}
+
+    def _zeros(self) -> dict[str, float]:
+        return {"loss": 0.0, **({"accuracy": 0.0} if self._metric == "accuracy" else {}), "steps": 0}
 
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed run needs, as JSON values."""
@@ -82,7 +99,7 @@ class MetricAverages:
         step, metrics = self._unread.popleft()
         values = jax.device_get(dict(metrics))
         if values["finite"].all():
-            for name in ("loss", "accuracy"):
+            for name in self._sums.keys() - {"steps"}:
                 self._sums[name] += float(values[name])
             self._sums["steps"] += 1
             self.in_a_row = 0

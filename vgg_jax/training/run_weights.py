@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vgg_jax.config import LOSSES
 from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
@@ -27,7 +28,7 @@ def load_run(path: str | os.PathLike[str], step: str = "latest") -> Loaded:
 
     Returns:
       The model, its variables (the exponential moving averages if the run has any), the preprocessing of the run's
-      evaluation, and the class names of its data.
+      evaluation, the class names of its data, and what the outputs mean.
 
     Raises:
       UserError: if the directory holds no run, no intact checkpoint, or a checkpoint of another network than its
@@ -54,7 +55,8 @@ def load_run(path: str | os.PathLike[str], step: str = "latest") -> Loaded:
     _check_fits(path, model, variables, (data.image_size, data.image_size, len(data.mean)))
     order = "L" if len(data.mean) == 1 else "RGB"
     preprocessing = Preprocessing(data.resize, data.image_size, data.mean, data.std, order, data.exif)
-    return Loaded(model, variables, preprocessing, output_names(data.class_names, model.num_classes))
+    names = output_names(data.class_names, model.num_classes)
+    return Loaded(model, variables, preprocessing, names, LOSSES[config.loss])
 
 
 def _check_fits(path: str, model: VGG, variables: dict[str, Any], image_shape: tuple[int, int, int]) -> None:

@@ -1,6 +1,7 @@
 """The training step and the evaluation step: pure functions of a state and a batch."""
 
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import ArrayLike
 
+from vgg_jax.training.losses import example_losses, share_right
 from vgg_jax.training.state import TrainState
 
 Batch = Mapping[str, ArrayLike]
@@ -22,6 +23,7 @@ def train_step(
     key: jax.Array,
     augment: Callable[[jax.Array, Any], Batch] = lambda key, batch: batch,
     label_smoothing: float = 0.0,
+    loss: str = "softmax",
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one step of the optimizer on one batch.
 
@@ -29,16 +31,17 @@ def train_step(
 
     Args:
       state: the state before the step.
-      batch: `image` (N, H, W, C), and `label`: (N,) integers below the number of classes, or (N, K) float
-        probabilities of the K classes.
+      batch: `image` (N, H, W, C), and `label`: (N,) integers below the number of classes, or (N, K) floats for the K
+        outputs; see `losses.example_losses`.
       key: the key of the run. Augmentation and dropout use keys folded from it and the step of the state.
       augment: from (key, batch) to a batch of normalized float images and of labels, which reach the loss.
-      label_smoothing: the part of each label that is spread over all classes, as in PyTorch's cross entropy.
+      label_smoothing: the smoothing of the labels, as `losses.example_losses` takes it.
+      loss: softmax, sigmoid or squared_error.
 
     Returns:
-      The state after the step, and the metrics of the batch before it: the mean `loss` (cross entropy with the smoothed
-      labels) and `accuracy`, both scalars, and `finite`, one boolean for each of `checked_tensors`. If one of them is
-      not finite, only the step counter advances, so that the next step draws other random numbers.
+      The state after the step, and the metrics of the batch before it: the mean `loss` (with the smoothed labels) and,
+      except for squared_error, `accuracy`, both scalars, and `finite`, one boolean for each of `checked_tensors`. If
+      one of them is not finite, only the step counter advances, so that the next step draws other random numbers.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     augmented = augment(augment_key, batch)
@@ -53,27 +56,18 @@ def train_step(
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
-        return _cross_entropy(logits, labels, label_smoothing).mean(), (logits, updates.get("batch_stats", {}))
+        losses = example_losses(logits, labels, loss, label_smoothing)
+        return losses.mean(), (logits, updates.get("batch_stats", {}))
 
-    loss, pull_back, (logits, batch_stats) = jax.vjp(loss_fn, state.params, has_aux=True)
-    gradients = _head_last(lambda cotangent: pull_back(cotangent)[0], loss, state.head_layers)
-    accuracy = (logits.argmax(-1) == (labels if labels.ndim == 1 else labels.argmax(-1))).mean()
-    checked = _in_order(images, batch_stats, loss, gradients)
+    mean_loss, pull_back, (logits, batch_stats) = jax.vjp(loss_fn, state.params, has_aux=True)
+    gradients = _head_last(lambda cotangent: pull_back(cotangent)[0], mean_loss, state.head_layers)
+    metrics = {"loss": mean_loss}
+    if loss != "squared_error":
+        metrics["accuracy"] = share_right(logits, labels, loss).mean()
+    checked = _in_order(images, batch_stats, mean_loss, gradients)
     finite = jnp.stack([_is_finite(tensor) for tensor in checked.values()])
     state = state.apply_gradients(grads=gradients, finite=finite.all(), batch_stats=batch_stats)
-    return state, {"loss": loss, "accuracy": accuracy, "finite": finite}
-
-
-def _cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
-    """Return the cross entropy (N,) of logits (N, K) with labels (N,) or (N, K)."""
-    if labels.ndim == 1 and not label_smoothing:
-        losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses
-    probabilities = jax.nn.one_hot(labels, logits.shape[-1]) if labels.ndim == 1 else labels
-    if label_smoothing:
-        probabilities = optax.smooth_labels(probabilities, label_smoothing)
-    losses = optax.softmax_cross_entropy(logits, probabilities)
-    return losses
+    return state, {**metrics, "finite": finite}
 
 
 def _head_last(
@@ -136,17 +130,21 @@ def eval_step(
     batch: Batch,
     normalize: Callable[[Any], ArrayLike] = lambda images: images,
     flip: bool = False,
+    loss: str = "softmax",
 ) -> dict[str, jax.Array]:
     """Return sums over one batch.
 
     Args:
       state: the state to evaluate. If it has exponential moving averages, these are evaluated.
-      batch: `image` (N, H, W, C), `label` (N,) integers, and `weight` (N,): 1, or 0 for an example that does not count.
+      batch: `image` (N, H, W, C), `label` (N,) integers or (N, K) floats, and `weight` (N,): 1, or 0 for an example
+        that does not count.
       normalize: from batch["image"] to normalized float images.
       flip: average the logits of each image and its horizontal flip.
+      loss: softmax, sigmoid or squared_error.
 
     Returns:
-      The sums of the `loss`, of the `correct` predictions and of the `count` of examples, all scalars.
+      The sums of the `loss`, of the `correct` answers (except for squared_error) and of the `count` of examples, all
+      scalars.
     """
     images = jnp.asarray(normalize(batch["image"]))
     views = images[:, None] if not flip else jnp.stack([images, images[:, :, ::-1]], 1)
@@ -155,14 +153,15 @@ def eval_step(
     # batch 512: 805 MiB instead of 657).
     logits = state.apply_fn(state.evaluated_variables, views.reshape(-1, *images.shape[1:]), train=False)
     logits = logits.reshape(*views.shape[:2], -1).mean(1)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    correct = logits.argmax(-1) == batch["label"]
-    weight = jnp.asarray(batch["weight"])
-    return {"loss": (losses * weight).sum(), "correct": (correct * weight).sum(), "count": weight.sum()}
+    labels, weight = jnp.asarray(batch["label"]), jnp.asarray(batch["weight"])
+    sums = {"loss": (example_losses(logits, labels, loss) * weight).sum(), "count": weight.sum()}
+    if loss != "squared_error":
+        sums["correct"] = (share_right(logits, labels, loss) * weight).sum()
+    return sums
 
 
 def evaluate(step: Callable[[Any], dict[str, jax.Array]], batches: Iterable[Batch]) -> dict[str, float | int]:
-    """Return the mean `loss` and `accuracy` over all examples, and their `count`.
+    """Return the mean `loss`, the `accuracy` (for squared_error the `rmse`) and the `count` of all examples.
 
     Args:
       step: `eval_step` with its state bound: from a batch to the sums over it.
@@ -175,5 +174,6 @@ def evaluate(step: Callable[[Any], dict[str, jax.Array]], batches: Iterable[Batc
         unread, last = step(batch), unread
         sums += [jax.device_get(last)] if last else []
     sums += [jax.device_get(unread)] if unread else []
-    loss, correct, count = (sum(float(s[key]) for s in sums) for key in ("loss", "correct", "count"))
-    return {"loss": loss / count, "accuracy": correct / count, "count": int(count)}
+    loss, correct, count = (sum(float(s.get(key, 0)) for s in sums) for key in ("loss", "correct", "count"))
+    metric = {"accuracy": correct / count} if "correct" in sums[0] else {"rmse": math.sqrt(loss / count)}
+    return {"loss": loss / count, **metric, "count": int(count)}

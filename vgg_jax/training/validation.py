@@ -4,6 +4,7 @@ import dataclasses
 
 from vgg_jax.config import Config, ModelConfig, type_problems, value_problems
 from vgg_jax.data.dataset import Split
+from vgg_jax.data.labels import KINDS
 from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
 
@@ -22,6 +23,7 @@ def check_data(config: Config, train_split: Split, eval_split: Split, num_device
     """
     problems = []
     for split in (train_split, eval_split):
+        problems += _label_problems(config, split)
         if 0 < config.model.num_classes < split.num_classes:
             problems.append(
                 f"config.model.num_classes is {config.model.num_classes}; "
@@ -54,6 +56,24 @@ def check_data(config: Config, train_split: Split, eval_split: Split, num_device
         )
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _label_problems(config: Config, split: Split) -> list[str]:
+    """Return one line if the loss or the number of outputs does not fit the labels of a split."""
+    outputs, loss = config.model.num_classes, config.loss
+    if loss == "softmax" and split.label_shape:
+        expected = "sigmoid, or squared_error for a regression"
+    elif loss == "squared_error" and not split.label_shape:
+        expected = "softmax or sigmoid"
+    elif outputs == split.num_classes == 1 and not split.label_shape:
+        return [f"{split.name} has one class; expected two or more: add the images of another class"]
+    elif split.label_shape and outputs > split.num_classes:
+        return [f"config.model.num_classes is {outputs}; expected {split.num_classes}, the labels of {split.name}"]
+    else:
+        return []
+    return [
+        f"config.loss is {loss!r}, and the labels of {split.name} are {KINDS[split.label_kind]}; expected {expected}"
+    ]
 
 
 def create_model(config: ModelConfig) -> VGG:
