@@ -24,8 +24,9 @@ sys.path.insert(0, ROOT)
 
 from vgg_jax.runtime import keep_freed_memory  # noqa: E402 - after the path
 from vgg_jax.training.checkpoints import Checkpoints  # noqa: E402 - after the path
-from vgg_jax.training.loop import Run, build  # noqa: E402 - after the path
+from vgg_jax.training.loop import build  # noqa: E402 - after the path
 from vgg_jax.training.metrics import MetricAverages  # noqa: E402 - after the path
+from vgg_jax.training.run import Run  # noqa: E402 - after the path
 from vgg_jax.training.run_directory import resolve_dtype  # noqa: E402 - after the path
 from vgg_jax.training.sharding import make_mesh  # noqa: E402 - after the path
 from vgg_jax.training.state import TrainState  # noqa: E402 - after the path

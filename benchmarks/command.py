@@ -35,8 +35,9 @@ import jax  # noqa: E402 - after the environment variable
 
 from vgg_jax.config import Config  # noqa: E402 - after the path
 from vgg_jax.runtime import keep_freed_memory  # noqa: E402 - after the path
-from vgg_jax.training.loop import Run, build, train_and_evaluate  # noqa: E402 - after the path
+from vgg_jax.training.loop import build, train_and_evaluate  # noqa: E402 - after the path
 from vgg_jax.training.metric_writer import read_metrics  # noqa: E402 - after the path
+from vgg_jax.training.run import Run  # noqa: E402 - after the path
 from vgg_jax.training.run_directory import resolve_dtype  # noqa: E402 - after the path
 from vgg_jax.training.sharding import make_mesh  # noqa: E402 - after the path
 from vgg_jax.training.state import TrainState  # noqa: E402 - after the path

@@ -111,7 +111,7 @@ MUTANTS = [
     ),
     Mutant(
         "the configuration is written before the checks",
-        "vgg_jax/training/loop.py",
+        "vgg_jax/training/session.py",
         "write_config = stack.enter_context(open_run(workdir, config, allow_changes))",
         "(write_config := stack.enter_context(open_run(workdir, config, allow_changes)))()",
         "tests/training/test_refusals.py -k depth",

@@ -1,6 +1,7 @@
 """The errors of a user, how a command reports them, and the import of optional packages."""
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -23,15 +24,33 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= 200 else f"{line[:70]} ... {line[-130:]}"
 
 
-def report_mistakes(name: str, command: Callable[[], int]) -> int:
-    """Run a command and print a UserError to standard error, without a traceback.
+def out_of_memory(error: BaseException) -> str | None:
+    """Return what could not be allocated, if an error says that memory is exhausted; None for other errors.
+
+    JAX raises its own RuntimeError with the status RESOURCE_EXHAUSTED, NumPy and Python raise MemoryError.
+    """
+    text = str(error)
+    exhausted = isinstance(error, RuntimeError) and re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc", text)
+    if not exhausted and not isinstance(error, MemoryError):
+        return None
+    size = re.search(r"allocat\w* ([\d.,]+) ?([KMGTP]iB|bytes)?", text)
+    if size is None:
+        return "out of memory"
+    number, unit = size.groups()
+    amount = f"{int(number) / 2**30:.2f} GiB" if number.isdecimal() and unit in (None, "bytes") else f"{number} {unit}"
+    return f"out of memory: an allocation of {amount} failed"
+
+
+def report_mistakes(name: str, command: Callable[[], int], less_memory: str = "free memory") -> int:
+    """Run a command and print a UserError, or exhausted memory, to standard error, without a traceback.
 
     Args:
       name: the command's name, which begins each line printed.
       command: the function to call; it returns an exit code.
+      less_memory: what a user can do if memory is exhausted, in the imperative.
 
     Returns:
-      The command's exit code, 2 after a UserError, or 130 after Ctrl-C.
+      The command's exit code, 2 after a UserError or if memory is exhausted, or 130 after Ctrl-C.
     """
     try:
         return command()
@@ -41,6 +60,12 @@ def report_mistakes(name: str, command: Callable[[], int]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except (MemoryError, RuntimeError) as error:
+        problem = out_of_memory(error)
+        if problem is None:
+            raise
+        print(f"{name}: error: {problem}; {less_memory}", file=sys.stderr)
+        return 2
 
 
 def require(module: str, extra: str) -> ModuleType:

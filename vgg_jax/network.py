@@ -216,7 +216,7 @@ def load(
     preprocessing: Preprocessing | None = None,
     classes: Sequence[str] | None = None,
     outputs: str | None = None,
-    step: str = "latest",
+    step: str | int = "latest",
 ) -> Network:
     """Load a network.
 
@@ -228,7 +228,7 @@ def load(
         source, or None if the source does not state it: then whatever needs it raises UserError.
       classes: the names of the classes, in place of those of the source. By default those of the source, or None.
       outputs: what the logits mean: softmax, sigmoid or values. By default that of the source, else softmax.
-      step: the checkpoint of a run: latest, best or the number of a step.
+      step: the checkpoint of a run: latest, best (by the accuracy of its evaluation) or the number of a step.
 
     Returns:
       The network.
@@ -267,11 +267,13 @@ def load(
     return Network(model, variables, preprocessing, names, outputs or loaded.outputs or "softmax", source)
 
 
-def _read(source: str, features_only: bool, step: str) -> Loaded:
+def _read(source: str, features_only: bool, step: str | int) -> Loaded:
     if source not in NAMES and os.path.isdir(source):
         from vgg_jax.training.run_weights import load_run  # here, because only a run needs Orbax
 
         return load_run(source, step)
+    if step != "latest":
+        raise UserError(f"step is {step}, but {source} is not the directory of a run; expected one: leave out the step")
     if source not in NAMES and not os.path.exists(source):
         raise UserError(
             f"{source} does not exist; expected a .pth, .safetensors, .h5 or .keras file, a run's directory, or one of "

@@ -85,6 +85,8 @@ def test_learns_the_digits(config, epochs, fields, least, data_dir, tmp_path):
     parameters = 9_229_962 if config == "digits.py" else 9_224_458
     assert f"VGG-11 with {parameters:,} parameters" in output
     assert "images_per_second" in output
+    assert "at chance" not in output
+    assert "best: step " in output
 
     # The network loaded from the directory of the run has the accuracy of the run.
     net = load(tmp_path)

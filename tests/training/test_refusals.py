@@ -21,7 +21,7 @@ from tests.conftest import raises_user_error
 from tests.training.test_checkpoints import abandoned_reads, collected  # noqa: F401 - a fixture for all tests here
 from vgg_jax import load
 from vgg_jax.config import Config, DataConfig, ModelConfig
-from vgg_jax.training import loop
+from vgg_jax.training import loop, session
 from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.optimizer import make_optimizer, make_schedule
 from vgg_jax.training.run_directory import open_run
@@ -215,7 +215,7 @@ def test_allowed_changes_are_written_after_the_checks(config, copy, monkeypatch)
     def stop(*_):
         raise Reached
 
-    monkeypatch.setattr(loop, "MetricWriter", stop)
+    monkeypatch.setattr(session, "MetricWriter", stop)
     (copy / "checkpoints" / "2" / "_CHECKPOINT_METADATA").write_bytes(b"nothing")
     with pytest.raises(Reached):
         loop.train_and_evaluate(changed(config, seed=3, model__dtype="auto"), str(copy), allow_changes=True)

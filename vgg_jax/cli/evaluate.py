@@ -159,4 +159,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             draw_confusion(results[-1][0], options.confusion)
         return 0
 
-    return report_mistakes("evaluate", run)
+    return report_mistakes("evaluate", run, f"lower --batch-size (now {options.batch_size}) or --scales")

@@ -40,11 +40,12 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> int:
     """Print the predictions of the images; return the exit code: 1 if an image cannot be read."""
-    if options.top < 1:
-        raise UserError(f"--top is {options.top}; expected 1 or more")
+    for flag, value in (("--top", options.top), ("--batch-size", options.batch_size)):
+        if value < 1:
+            raise UserError(f"{flag} is {value}; expected 1 or more")
     files = [path for path, _ in find_images(options.images)]  # before the weights, which take seconds to load
     net = load_network(options.weights, options)
-    predictions = net.iter_predictions(files, options.top)
+    predictions = net.iter_predictions(files, options.top, options.batch_size)
     if net.classes is None and net.outputs != "values":
         note(f"{options.weights} states no class names, so classes are numbers; add --classes FILE")
     failed = 0
@@ -72,8 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", required=True, help=f"one of {', '.join(NAMES)}, a file, or a run's directory")
     parser.add_argument("--top", type=int, default=5, help="number of classes (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each image")
+    parser.add_argument("--batch-size", type=int, default=32, help="images computed together (default: %(default)s)")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file or a folder of files")
     add_network_options(parser)
     options = parser.parse_args(argv)
     configure()
-    return report_mistakes("predict", lambda: run(options))
+    less_memory = f"lower --batch-size (now {options.batch_size})"
+    return report_mistakes("predict", lambda: run(options), less_memory)

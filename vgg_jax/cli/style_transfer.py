@@ -72,4 +72,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_network_options(parser)
     options = parser.parse_args(argv)
     configure()
-    return report_mistakes("style-transfer", lambda: run(options))
+    return report_mistakes("style-transfer", lambda: run(options), f"lower --size (now {options.size})")

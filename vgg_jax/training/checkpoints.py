@@ -64,6 +64,12 @@ class Checkpoints:
         """Return the step of the newest checkpoint that is not known to be damaged; None if there is none."""
         return self._manager.latest_step() if self._is_open else self._latest_step
 
+    @property
+    def accumulates(self) -> bool:
+        """Return whether the newest checkpoint holds accumulated gradients."""
+        names = read_metadata(self._path(self.latest_step))["shapes"]
+        return any(name.startswith("opt_state/acc_grads/") for name in names)
+
     def save(self, state: TrainState, metrics: Mapping[str, float | int] | None, progress: Any = None) -> None:
         """Start to save `state`, unless its step is saved already or one of its arrays is not finite.
 
@@ -220,18 +226,32 @@ def read_latest(directory: str) -> dict[str, Any]:
     Raises:
       UserError: if no checkpoint is intact.
     """
-    checkpointer = ocp.StandardCheckpointer()
-
-    def read(step: int) -> Any:
-        path = os.path.join(os.path.abspath(directory), str(step), "default")
-        saved = checkpointer.metadata(path).item_metadata.tree
-        return checkpointer.restore(path, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved))
-
+    read = functools.partial(_read_on_host, directory)
     arrays, _, corrupt = _newest_whole(directory, saved_steps(directory), read)
     for step, problem in corrupt.items():
         log(f"checkpoint of step {step} in {directory} is damaged: {problem}; using an older one")
     on_host: dict[str, Any] = jax.tree.map(np.asarray, arrays)
     return on_host
+
+
+def read_step(directory: str, step: int) -> dict[str, Any]:
+    """Return the arrays of the checkpoint of a step, likewise.
+
+    Raises:
+      UserError: if the checkpoint is damaged.
+    """
+    arrays, problem = _read_whole(directory, step, functools.partial(_read_on_host, directory))
+    if problem:
+        raise UserError(f"checkpoint of step {step} in {directory} is damaged: {problem}; choose another step")
+    on_host: dict[str, Any] = jax.tree.map(np.asarray, arrays)
+    return on_host
+
+
+def _read_on_host(directory: str, step: int) -> Any:
+    checkpointer = ocp.StandardCheckpointer()
+    path = os.path.join(os.path.abspath(directory), str(step), "default")
+    saved = checkpointer.metadata(path).item_metadata.tree
+    return checkpointer.restore(path, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved))
 
 
 def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
@@ -243,19 +263,23 @@ def _newest_whole(directory: str, steps: Iterable[int], read: Callable[[int], An
     """Return the result of `read` for the newest step with correct checksums, that step, and the problems of newer."""
     corrupt: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
-        path = os.path.join(os.path.abspath(directory), str(step))
-        problem, arrays = _metadata_problem(path), None
-        if not problem:
-            try:
-                arrays = read(step)
-            except Exception as error:  # of many kinds, from Orbax, TensorStore and the system
-                problem = f"it cannot be read: {first_line(error)}"
-        if not problem:
-            problem = difference(read_metadata(path)["sha256"], named_arrays(arrays))
+        arrays, problem = _read_whole(directory, step, read)
         if not problem:
             return arrays, step, corrupt
         corrupt[step] = problem
     raise _all_corrupt(directory, corrupt)
+
+
+def _read_whole(directory: str, step: int, read: Callable[[int], Any]) -> tuple[Any, str | None]:
+    """Return the result of `read` for a step and None, or the problem of its checkpoint."""
+    path = os.path.join(os.path.abspath(directory), str(step))
+    if problem := _metadata_problem(path):
+        return None, problem
+    try:
+        arrays = read(step)
+    except Exception as error:  # of many kinds, from Orbax, TensorStore and the system
+        return None, f"it cannot be read: {first_line(error)}"
+    return arrays, difference(read_metadata(path)["sha256"], named_arrays(arrays))
 
 
 def _metadata_problem(path: str) -> str | None:

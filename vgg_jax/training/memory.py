@@ -1,9 +1,14 @@
 """The memory of a run: the bytes that its process holds now and will hold."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+
+from vgg_jax.config import Config
+from vgg_jax.errors import UserError, out_of_memory
 
 
 def resident_bytes() -> int | None:
@@ -13,6 +18,37 @@ def resident_bytes() -> int | None:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return None
+
+
+@contextlib.contextmanager
+def explains_out_of_memory(config: Config) -> Iterator[dict[str, int]]:
+    """Turn exhausted memory into a UserError with what the run needs and what reduces it.
+
+    Args:
+      config: the configuration of the run.
+
+    Yields:
+      A dictionary for the result of `run_memory`, which is empty at first.
+    """
+    needed: dict[str, int] = {}
+    try:
+        yield needed
+    except (MemoryError, RuntimeError) as error:
+        problem = out_of_memory(error)
+        if problem is None:
+            raise
+        amounts = [
+            f"a {name} needs {needed[key] / 2**30:.2f} GiB on each device"
+            for key, name in (("peak", "step"), ("evaluation", "step of the evaluation"))
+            if key in needed
+        ]
+        remat = "" if config.model.remat else ", set config.model.remat=True"
+        remedy = (
+            f"lower config.batch_size (now {config.batch_size}), raise config.accumulation_steps (now "
+            f"{config.accumulation_steps}){remat}, or lower config.eval_batch_size (now {config.eval_batch_size}), "
+            "then rerun with --allow_changes"
+        )
+        raise UserError("; ".join([problem, *amounts, remedy])) from error
 
 
 def run_memory(step: jax.stages.Compiled, evaluation: jax.stages.Compiled, state: Any) -> dict[str, int]:

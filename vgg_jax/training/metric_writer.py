@@ -24,20 +24,21 @@ class MetricWriter:
     report. Every report is also a line of `metrics.jsonl` and a point in TensorBoard.
     """
 
-    def __init__(self, workdir: str, start_step: int, num_steps: int, steps_per_epoch: int) -> None:
+    def __init__(self, workdir: str, start_step: int, num_steps: int, steps_per_epoch: int, offset: int = 0) -> None:
         """Open the files; drop lines after `start_step`, because a resumed run repeats these steps.
 
         Args:
           workdir: the directory of the run.
           start_step: the steps taken before; 0 for a new run.
-          num_steps: the steps of the whole run.
+          num_steps: the last step of the run.
           steps_per_epoch: the steps of an epoch.
+          offset: the steps of the epochs minus the steps taken; not 0 after a change of the batch size.
 
         Raises:
           UserError: if a file cannot be written.
         """
         self._path = os.path.join(workdir, "metrics.jsonl")
-        self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
+        self._num_steps, self._steps_per_epoch, self._offset = num_steps, steps_per_epoch, offset
         kept = [line for line in read_metrics(self._path) if line["step"] <= start_step] if start_step else []
         with self._names_failure():
             with open(self._path + ".partial", "w") as file:
@@ -80,7 +81,7 @@ class MetricWriter:
         self._show(kind, step, metrics, seconds_left)
 
     def _record(self, kind: str, step: int, metrics: Metrics) -> None:
-        epoch = round(step / self._steps_per_epoch, 4)
+        epoch = round((step + self._offset) / self._steps_per_epoch, 4)
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
         with self._names_failure():
             self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **finite}) + "\n")
@@ -98,8 +99,8 @@ class MetricWriter:
             ) from error
 
     def _show(self, kind: str, step: int, metrics: Metrics, seconds_left: float | None = None) -> None:
-        epoch = step / self._steps_per_epoch
-        numbers = "  ".join(f"{name} {_format(name, value)}" for name, value in metrics.items())
+        epoch = (step + self._offset) / self._steps_per_epoch
+        numbers = "  ".join(f"{name} {format_metric(name, value)}" for name, value in metrics.items())
         if self._bar.disable:
             eta = f"  ETA {tqdm.format_interval(seconds_left)}" if seconds_left is not None else ""
             log(f"{kind:6s}  step {step}/{self._num_steps}  epoch {epoch:.2f}  {numbers}{eta}")
@@ -171,11 +172,12 @@ def draw_curves(workdir: str) -> None:
     evaluations = [line[metric] for line in lines if line["kind"] == "eval" and line[metric] is not None]
     if evaluations:
         name = os.path.basename(os.path.abspath(workdir))
-        figure.suptitle(f"{name}: final {metric} {_format(metric, evaluations[-1])}")
+        figure.suptitle(f"{name}: final {metric} {format_metric(metric, evaluations[-1])}")
     figure.savefig(os.path.join(workdir, "curves.png"), dpi=120)
 
 
-def _format(name: str, value: float | int) -> str:
+def format_metric(name: str, value: float | int) -> str:
+    """Return the value of a metric as text."""
     match name:
         case "accuracy":
             return f"{value:.2%}"

@@ -81,6 +81,12 @@ class MetricAverages:
     def _zeros(self) -> dict[str, float]:
         return {"loss": 0.0, **({"accuracy": 0.0} if self._metric == "accuracy" else {}), "steps": 0}
 
+    @property
+    def loss(self) -> float | None:
+        """Return the mean loss of the steps since the last report; None if there are none."""
+        self._read_all()
+        return self._sums["loss"] / self._sums["steps"] if self._sums["steps"] else None
+
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed run needs, as JSON values."""
         self._read_all()

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 
@@ -79,6 +80,65 @@ def make_optimizer(
     if accumulation_steps == 1:
         return optimizer
     return optax.MultiSteps(optimizer, accumulation_steps, accumulator_dtype=None).gradient_transformation()
+
+
+def schedule_count(opt_state: Any) -> int:
+    """Return the update whose learning rate comes next, from the state of an optimizer of `make_optimizer`."""
+    leaves = jax.tree.leaves(opt_state, is_leaf=_is_schedule)
+    (count,) = (int(jax.device_get(node.count)) for node in leaves if _is_schedule(node))
+    return count
+
+
+def accumulated_steps(opt_state: Any) -> int:
+    """Return the micro-batches since the last update."""
+    return int(jax.device_get(opt_state.mini_step)) if isinstance(opt_state, optax.MultiStepsState) else 0
+
+
+def at_update(opt_state: Any, update: int, shardings: Any) -> Any:
+    """Return the state of an optimizer at another update of its schedule, without accumulated gradients.
+
+    Everything else stays: the momentum, the moments of Adam, and the count of their updates for its bias correction.
+
+    Args:
+      opt_state: the state of an optimizer of `make_optimizer`.
+      update: the update whose learning rate comes next.
+      shardings: the shardings of `opt_state`.
+    """
+
+    def at(node: Any) -> Any:
+        count = np.asarray(update, node.count.dtype) if _is_schedule(node) else None
+        return node if count is None else node._replace(count=jax.device_put(count, node.count.sharding))
+
+    opt_state = jax.tree.map(at, opt_state, is_leaf=_is_schedule)
+    if not isinstance(opt_state, optax.MultiStepsState):
+        return opt_state
+    names = ("mini_step", "acc_grads")
+    zeros = jax.jit(
+        functools.partial(jax.tree.map, jnp.zeros_like), out_shardings=tuple(getattr(shardings, name) for name in names)
+    )(tuple(getattr(opt_state, name) for name in names))
+    return opt_state._replace(**dict(zip(names, zeros, strict=True)))
+
+
+def with_accumulation(opt_state: Any, params: Any, step: Any, shardings: Any = None) -> optax.MultiStepsState:
+    """Return the state of an optimizer with accumulation of gradients, from that of the same one without.
+
+    Args:
+      opt_state: the state of an optimizer of `make_optimizer` without accumulation.
+      params: the parameters that train.
+      step: the updates so far.
+      shardings: the shardings of the result.
+    """
+
+    def wrapped(opt_state: Any, params: Any, step: Any) -> optax.MultiStepsState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optax.MultiStepsState(jnp.zeros([], jnp.int32), jnp.asarray(step, jnp.int32), opt_state, zeros, ())
+
+    state: optax.MultiStepsState = jax.jit(wrapped, out_shardings=shardings)(opt_state, params, step)
+    return state
+
+
+def _is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
 
 
 class MomentumState(NamedTuple):

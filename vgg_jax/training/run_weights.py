@@ -1,4 +1,4 @@
-"""The network of a run's directory: the weights of its newest intact checkpoint."""
+"""The network of a run's directory: the weights of its latest or best checkpoint, or of a given step."""
 
 import os
 from typing import Any
@@ -7,32 +7,34 @@ import jax
 import jax.numpy as jnp
 
 from vgg_jax.config import LOSSES
+from vgg_jax.console import log
 from vgg_jax.data.preprocessing import Preprocessing
-from vgg_jax.errors import UserError
+from vgg_jax.errors import UserError, first_line
 from vgg_jax.model import VGG
-from vgg_jax.training.checkpoints import read_latest, saved_steps
-from vgg_jax.training.checksums import named_leaves
+from vgg_jax.training.checkpoints import read_latest, read_step, saved_steps
+from vgg_jax.training.checksums import named_leaves, read_metadata
 from vgg_jax.training.class_names import output_names
+from vgg_jax.training.metrics import evaluation_error
 from vgg_jax.training.run_directory import read_config
 from vgg_jax.training.state import evaluated_variables
 from vgg_jax.training.validation import create_model
 from vgg_jax.weights.formats import Loaded
 
 
-def load_run(path: str | os.PathLike[str], step: str = "latest") -> Loaded:
+def load_run(path: str | os.PathLike[str], step: str | int = "latest") -> Loaded:
     """Load the network that a run has trained.
 
     Args:
       path: the directory of the run.
-      step: the checkpoint to load: latest, best or the number of a step.
+      step: the checkpoint to load: latest, best (by the accuracy or rmse of its evaluation) or the number of a step.
 
     Returns:
       The model, its variables (the exponential moving averages if the run has any), the preprocessing of the run's
       evaluation, the class names of its data, and what the outputs mean.
 
     Raises:
-      UserError: if the directory holds no run, no intact checkpoint, or a checkpoint of another network than its
-        `config.json`.
+      UserError: if the directory holds no run, no intact checkpoint, not this step, or a checkpoint of another network
+        than its `config.json`.
     """
     path = os.fspath(path)
     config = read_config(path)
@@ -48,7 +50,7 @@ def load_run(path: str | os.PathLike[str], step: str = "latest") -> Loaded:
         model = create_model(config.model)
     except ValueError as error:
         raise UserError(f"{path} is not the directory of a run: config.json: model.{error}") from None
-    variables = jax.tree.map(jnp.asarray, evaluated_variables(read_latest(directory)))
+    variables = jax.tree.map(jnp.asarray, evaluated_variables(_read(path, directory, str(step))))
     if not variables["batch_stats"]:
         del variables["batch_stats"]
     data = config.data
@@ -57,6 +59,38 @@ def load_run(path: str | os.PathLike[str], step: str = "latest") -> Loaded:
     preprocessing = Preprocessing(data.resize, data.image_size, data.mean, data.std, order, data.exif)
     names = output_names(data.class_names, model.num_classes)
     return Loaded(model, variables, preprocessing, names, LOSSES[config.loss])
+
+
+def best_evaluation(directory: str) -> tuple[int, dict[str, float]] | None:
+    """Return the step and the metrics of the checkpoint with the best evaluation; None if there is none."""
+    best: tuple[int, dict[str, float]] | None = None
+    for step in saved_steps(directory):
+        try:
+            metrics = read_metadata(os.path.join(directory, str(step)))["metrics"]
+        except Exception as error:  # of many kinds, from Orbax and the system
+            log(f"checkpoint of step {step} in {directory} is damaged: {first_line(error)}; not compared")
+            continue
+        if metrics and (best is None or evaluation_error(metrics) <= evaluation_error(best[1])):
+            best = step, metrics
+    return best
+
+
+def _read(path: str, directory: str, step: str) -> dict[str, Any]:
+    """Return the arrays of the latest checkpoint, the best one, or that of a step."""
+    if step == "latest":
+        return read_latest(directory)
+    saved = saved_steps(directory)
+    if step == "best":
+        best = best_evaluation(directory)
+        if best is None:
+            raise UserError(f"{path} has no evaluated checkpoint; expected one for step best: use step latest")
+        return read_step(directory, best[0])
+    if not step.isdecimal() or int(step) not in saved:
+        raise UserError(
+            f"{path} has no checkpoint of step {step}; expected {', '.join(map(str, saved))}, latest or best: "
+            "choose one of them"
+        )
+    return read_step(directory, int(step))
 
 
 def _check_fits(path: str, model: VGG, variables: dict[str, Any], image_shape: tuple[int, int, int]) -> None:

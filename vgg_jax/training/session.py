@@ -1,0 +1,219 @@
+"""A run in progress: it opens or resumes the run's directory, then takes steps, evaluates, reports and saves."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vgg_jax.console import log
+from vgg_jax.errors import UserError
+from vgg_jax.runtime import return_freed_memory
+from vgg_jax.training.chance import diagnosis
+from vgg_jax.training.checkpoints import Checkpoints, saved_steps
+from vgg_jax.training.class_names import carried
+from vgg_jax.training.initialization import source_variables
+from vgg_jax.training.memory import explains_out_of_memory, run_memory
+from vgg_jax.training.metric_writer import MetricWriter, NoMetricWriter, format_metric
+from vgg_jax.training.metrics import MetricAverages, NotFiniteError, evaluation_error
+from vgg_jax.training.processes import StopSignals
+from vgg_jax.training.progress import Progress, restore
+from vgg_jax.training.run import Run
+from vgg_jax.training.run_directory import open_run
+from vgg_jax.training.run_weights import best_evaluation
+from vgg_jax.training.state import TrainState
+from vgg_jax.training.step import checked_tensors, evaluate
+
+
+@dataclasses.dataclass
+class Session:
+    """A run in progress: its state, and what its steps, reports, evaluations and saves need."""
+
+    run: Run
+    workdir: str
+    state: TrainState
+    progress: Progress
+    batches: Iterator[Any]
+    compiled_train_step: jax.stages.Compiled
+    compiled_eval_step: jax.stages.Compiled
+    averages: MetricAverages
+    checkpoints: Checkpoints
+    writer: MetricWriter | NoMetricWriter
+    stop: StopSignals
+    train_loss: float | None = None  # the mean of the last report
+
+    def take_step(self, step: int, batch: Any) -> None:
+        """Advance the state by one step, and wait for the save that has to be complete by now."""
+        self.state, metrics = self.compiled_train_step(self.state, batch, self.run.step_key)
+        # On a CPU, a step dispatched early allocates its temporary memory early, and the cores are busy anyway.
+        if jax.default_backend() == "cpu":
+            jax.block_until_ready((self.state, metrics))
+        self.averages.add(step, metrics)
+        # If a save is due, the one before must be complete before this step is reported. So a kill undoes less than
+        # two intervals.
+        self.checkpoints.check(wait=self.progress.is_due(step, self.run.checkpoint_every))
+
+    def log_averages(self, step: int) -> None:
+        """Report the averages of the steps since the last report."""
+        means = self.averages.report()
+        self.train_loss = means["loss"]
+        skipped = self.averages.skipped
+        means["learning_rate"] = self.progress.learning_rate(step, skipped, self._rate_scale)
+        self.writer.train(step, self.run.config.step_size, means | ({"skipped": skipped} if skipped else {}))
+
+    def evaluate(self, step: int) -> dict[str, float | int]:
+        """Evaluate the state, report the result, and update the plateau schedule with it."""
+        return_freed_memory()
+        batches = self.run.eval_loader.eval_batches(self.run.config.eval_batch_size)
+        evaluation = evaluate(functools.partial(self.compiled_eval_step, self.state), batches)
+        return_freed_memory()
+        self.writer.evaluation(step, evaluation)
+        if self.run.config.loss == "softmax" and self.progress.is_first_evaluation(step):
+            self._diagnose(evaluation)
+        if self.run.plateau:
+            update = jax.jit(self.run.plateau.update, out_shardings=NamedSharding(self.run.mesh, P()))
+            _, after = update({}, self.state.plateau, value=evaluation_error(evaluation))
+            self.state = self.state.replace(plateau=after)
+        return evaluation
+
+    def _diagnose(self, evaluation: dict[str, float | int]) -> None:
+        """Name remedies if the network guesses after its first epoch."""
+        loss = self.averages.loss if self.train_loss is None else self.train_loss
+        if loss is not None:
+            line = diagnosis(self.run.config, loss, evaluation["accuracy"], int(evaluation["count"]))
+            if line:
+                log(line)
+
+    def save(self, step: int, evaluation: dict[str, float | int] | None, leaving: bool) -> None:
+        """Start to save a checkpoint of the state, with its evaluation if there is one."""
+        progress = self.averages.state() | carried(self.run.config)
+        progress["position"] = self.progress.saved(step, self.averages.skipped, self._rate_scale)
+        # A state that no finite step has followed may be the cause. Such a state is saved only at the end.
+        if leaving or not self.averages.in_a_row:
+            self.checkpoints.save(self.state, evaluation, progress)
+
+    @property
+    def _rate_scale(self) -> float:
+        return float(jax.device_get(self.state.rate_scale))
+
+    def finish(self, step: int, signal: int | None) -> int:
+        """Complete saves and reports, and return the exit code; `signal` is the one that has stopped the run."""
+        directory = os.path.join(self.workdir, "checkpoints")
+        self.checkpoints.close()
+        self.writer.close()
+        if signal is None:
+            best = best_evaluation(directory)
+            metric = self.run.config.metric
+            named = f"best: step {best[0]}, {format_metric(metric, best[1][metric])} (--step best); " if best else ""
+            log(f"finished: step {step}; {named}see {os.path.join(self.workdir, 'curves.png')}")
+            return 0
+        saved = "saved" if saved_steps(directory)[-1:] == [step] else "not saved"
+        log(f"stopped at step {step} ({saved}); rerun the same command to resume from the last checkpoint")
+        return 128 + signal
+
+
+def open_session(
+    run: Run, workdir: str, summary: bool, allow_changes: bool, stack: contextlib.ExitStack
+) -> Session | None:
+    """Lock the run's directory, start or resume the run and compile its steps; return None for a finished run."""
+    config, directory = run.config, os.path.join(workdir, "checkpoints")
+    source = _read_source(run) if config.init_from and not saved_steps(directory) else None
+    needed = stack.enter_context(explains_out_of_memory(config))
+    write_config = stack.enter_context(open_run(workdir, config, allow_changes))
+    _ = run.train_loader, run.eval_loader  # may read all the data; the lock comes first
+    _describe(run, summary)
+    stop = stack.enter_context(StopSignals())
+    log(f"{len(run.train_split):,} training and {len(run.eval_split):,} evaluation images; {run.num_steps:,} steps")
+
+    # Until the checkpoints are checked and restored, a refusal leaves the directory as it was.
+    checkpoints, state, progress, changes = Checkpoints(directory), None, Progress(run), ""
+    saved: dict[str, Any] = {}
+    if checkpoints.latest_step is not None:
+        state, progress, saved, changes = restore(run, checkpoints, workdir)
+    start, end = progress.start, progress.last_step
+    if start >= end:
+        log(f"{workdir} is finished: step {start} of {end}; raise --config.num_epochs to train longer")
+        return None
+    write_config()
+    checkpoints.open()
+    if state is None:
+        state = run.new_state(source)
+    else:
+        log(f"resuming from the checkpoint of step {start} in {workdir}")
+    if changes:
+        log(changes)
+
+    is_first = jax.process_index() == 0
+    writer = MetricWriter(workdir, start, end, run.steps_per_epoch, progress.offset) if is_first else NoMetricWriter()
+    averages = MetricAverages(checked_tensors(state), config.max_skipped_steps, saved, config.metric)
+    steps = range(start + progress.offset, run.num_steps)
+    read = run.train_loader.train_batches(config.seed, config.step_size, steps, config.accumulation_steps)
+    stack.enter_context(contextlib.closing(read))
+    stack.enter_context(_names_last_good(checkpoints))
+    batches, compiled_train_step, compiled_eval_step = _compile(run, state, read)
+    stop.await_them()
+    return_freed_memory()
+    if memory := run_memory(compiled_train_step, compiled_eval_step, state):
+        writer.memory(start, memory)
+        needed.update(memory)
+    return Session(
+        *(run, workdir, state, progress, batches, compiled_train_step, compiled_eval_step),
+        *(averages, checkpoints, writer, stop),
+    )
+
+
+def _read_source(run: Run) -> Any:
+    """Return the variables that a new run takes layers from, checked against the network."""
+    source = source_variables(run.config, run.model)
+    jax.eval_shape(run.init, run.init_key, source=source)
+    return source
+
+
+def _describe(run: Run, summary: bool) -> None:
+    """Print the network, its parameters and the devices."""
+    if summary:
+        images = np.zeros((1, *run.image_shape), np.float32)
+        log(run.model.tabulate(run.init_key, images, console_kwargs={"width": 120}))
+    trees = run.shapes.variables["params"], run.shapes.params
+    count, trained = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees)
+    parameters = f"{count:,} parameters" + (f", of which {trained:,} train," if trained < count else "")
+    device = run.mesh.devices.flat[0].device_kind
+    log(f"VGG-{run.model.depth} with {parameters} on {run.mesh.size} {device} device(s)")
+
+
+def _compile(
+    run: Run, state: TrainState, batches: Iterator[Any]
+) -> tuple[Iterator[Any], jax.stages.Compiled, jax.stages.Compiled]:
+    """Return all batches, and the two steps, compiled at the same time by two threads."""
+    first_batch = next(batches)  # a local variable: the batch would otherwise live as long as the run
+    eval_batch = run.eval_loader.eval_shapes(run.config.eval_batch_size)
+    lowered = run.train_step.lower(state, first_batch, run.step_key), run.eval_step.lower(state, eval_batch)
+    with ThreadPoolExecutor() as threads:
+        compiled_train_step, compiled_eval_step = threads.map(jax.stages.Lowered.compile, lowered)
+    return itertools.chain([first_batch], batches), compiled_train_step, compiled_eval_step
+
+
+@contextlib.contextmanager
+def _names_last_good(checkpoints: Checkpoints) -> Iterator[None]:
+    """Name the last good checkpoint in the error, if too many steps in a row are skipped.
+
+    A checkpoint of the state that these steps started from is moved aside, unless the images are the cause.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        latest = checkpoints.latest_step
+        if error.tensor != "images":
+            latest = checkpoints.reject_from(error.first_step - 1, "was followed by no finite step")
+        checkpoints.close()
+        good = "no good checkpoint" if latest is None else f"last good checkpoint: step {latest}"
+        remedy = "check the images" if error.tensor == "images" else "lower the learning rate or set clip_norm"
+        raise UserError(f"{error}; {good}; {remedy}") from error
