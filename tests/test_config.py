@@ -12,7 +12,8 @@ import pytest
 import vgg_jax.config
 import vgg_jax.data.transforms
 from tests.conftest import raises_user_error
-from vgg_jax.config import Config, ModelConfig, check_field_name, field_names
+from vgg_jax.cli.overrides import check_field_name
+from vgg_jax.config import Config, ModelConfig, field_names
 from vgg_jax.training.run_directory import open_run, read_config, resolve_dtype
 from vgg_jax.training.validation import check_config, create_model
 

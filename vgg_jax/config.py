@@ -7,13 +7,10 @@ The comment beside each field documents it: its meaning, the accepted values, an
 """
 
 import dataclasses
-import difflib
 import math
 import os
 import typing
 from typing import Any
-
-from vgg_jax.errors import UserError
 
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "step", "cosine", "plateau")
@@ -162,18 +159,6 @@ def field_names(config_class: Any = Config, prefix: str = "") -> list[str]:
         else:
             names.append(prefix + field.name)
     return names
-
-
-def check_field_name(name: str) -> None:
-    """Raise UserError if `name` is not a field; suggest the closest one."""
-    names = field_names()
-    if name in names:
-        return
-    siblings = [n for n in names if n.rpartition(".")[0] == name.rpartition(".")[0]]
-    inside = [n for n in names if n.startswith(name + ".")]
-    close = difflib.get_close_matches(name, names, n=1)
-    remedy = f"; did you mean config.{close[0]}?" if close else ""
-    raise UserError(f"config.{name} is not a field; expected one of {', '.join(inside or siblings or names)}{remedy}")
 
 
 def type_problems(node: Any, path: str = "config") -> list[str]:

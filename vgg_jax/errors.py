@@ -1,6 +1,7 @@
 """The errors of a user, how a command reports them, and the import of optional packages."""
 
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -50,10 +51,13 @@ def report_mistakes(name: str, command: Callable[[], int], less_memory: str = "f
       less_memory: what a user can do if memory is exhausted, in the imperative.
 
     Returns:
-      The command's exit code, 2 after a UserError or if memory is exhausted, or 130 after Ctrl-C.
+      The command's exit code, 2 after a UserError or if memory is exhausted, 130 after Ctrl-C, or 141 if the reader of
+      the output has left, as `head` does.
     """
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
     except UserError as error:
         for line in str(error).splitlines():
             print(f"{name}: error: {line}", file=sys.stderr)
@@ -66,6 +70,9 @@ def report_mistakes(name: str, command: Callable[[], int], less_memory: str = "f
             raise
         print(f"{name}: error: {problem}; {less_memory}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports the failed flush at exit
+        return 141
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -5,6 +5,8 @@ import ctypes
 import importlib.metadata
 import logging
 import os
+import sys
+import warnings
 from typing import Any
 
 import jax
@@ -15,9 +17,22 @@ COMPILATION_CACHE = os.path.join("~", ".cache", "vgg_jax", "compiled")
 
 def configure() -> None:
     """Apply all settings that a command shares with the others; call it before JAX runs its first program."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and TFDS warn of what no user has to change
+    silence_libraries()
     keep_freed_memory()
     use_compilation_cache()
+
+
+def silence_libraries() -> None:
+    """Silence the warnings of other libraries: the commands themselves report what a user has to change.
+
+    JAX's own warnings remain, such as that of a GPU that JAX cannot use. So do Python's warnings if the option -W or
+    PYTHONWARNINGS asks for them.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # the logger of Orbax and TFDS, whose level is its own
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    logging.getLogger().setLevel(logging.CRITICAL)  # all others inherit this level: tensorboardX, Grain, Keras
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 def use_compilation_cache() -> None:

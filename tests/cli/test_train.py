@@ -196,7 +196,7 @@ def test_missing_data_without_internet_names_the_paths(tmp_path):
         (["--distributed"], "cannot join the other processes: coordinator_address should be defined."),
         (["--coordinator=localhost", "--num_processes=1", "--process_id=0"], "cannot join the other processes: "),
         (["--coordinator=localhost:1"], "cannot join the other processes: Number of processes must be defined."),
-        (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+        (["--wrkdir=x"], "--wrkdir is not a flag; did you mean --workdir=x?"),
         (["more"], "unexpected argument 'more'"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import jax
 
 from vgg_jax.cli.network_options import add_network_options, load_network
+from vgg_jax.cli.paragraphs import Paragraphs
 from vgg_jax.console import note
 from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.network import load
@@ -52,9 +53,7 @@ def convert(source: str, target: str, check: bool, options: argparse.Namespace |
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="vgg-jax convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="vgg-jax convert", description=__doc__, formatter_class=Paragraphs)
     parser.add_argument(
         "source", help="a pretrained network's name, a .pth, .safetensors, .h5 or .keras file, or a run's directory"
     )

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vgg_jax.cli.network_options import add_network_options, load_network
+from vgg_jax.cli.paragraphs import Paragraphs
 from vgg_jax.config import DataConfig
 from vgg_jax.console import log, note
 from vgg_jax.errors import UserError, report_mistakes, require
@@ -120,18 +121,24 @@ def _open_data(options: argparse.Namespace, net: Network) -> tuple[DataConfig, A
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="vgg-jax evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="vgg-jax evaluate", description=__doc__, formatter_class=Paragraphs)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", help="a run of train.py, whose data set and scales are the defaults")
-    source.add_argument("--weights", help="a file of weights or a pretrained network's name")
+    source.add_argument(
+        "--workdir", metavar="RUN", help="a run of train.py, whose data set and scales are the defaults"
+    )
+    source.add_argument("--weights", metavar="NET", help="a file of weights or a pretrained network's name")
     source.add_argument("--fuse", nargs="+", metavar="FILE", help="average saved posteriors instead")
-    parser.add_argument("--protocol", choices=(*PROTOCOLS, "all"), default="center_crop", help="(default: %(default)s)")
-    parser.add_argument("--scales", type=int, nargs="+", help="test scales Q (default: the paper's for S)")
+    parser.add_argument(
+        "--protocol",
+        choices=(*PROTOCOLS, "all"),
+        default="center_crop",
+        metavar="PROTOCOL",
+        help="one of those above (default: %(default)s)",
+    )
+    parser.add_argument("--scales", metavar="Q", type=int, nargs="+", help="test scales Q (default: the paper's for S)")
     parser.add_argument("--dataset", help="as config.data.dataset (default: the run's, or imagenet2012)")
-    parser.add_argument("--split", help="(default: the run's, or validation)")
-    parser.add_argument("--data-dir", help="TFDS's data directory")
+    parser.add_argument("--split", help="split to evaluate (default: the run's, or validation)")
+    parser.add_argument("--data-dir", help="TFDS's data directory (default: the run's, or $TFDS_DATA_DIR)")
     parser.add_argument("--batch-size", type=int, default=16, help="images of one size together (default: %(default)s)")
     parser.add_argument("--output", metavar="DIR", help="folder of the posteriors (default: posteriors, in the run's)")
     parser.add_argument(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vgg_jax.cli.network_options import add_network_options, load_network
+from vgg_jax.cli.paragraphs import Paragraphs
 from vgg_jax.console import note
 from vgg_jax.data.listing import find_images
 from vgg_jax.errors import UserError, report_mistakes
@@ -67,9 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="vgg-jax predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="vgg-jax predict", description=__doc__, formatter_class=Paragraphs)
     parser.add_argument("--weights", required=True, help=f"one of {', '.join(NAMES)}, a file, or a run's directory")
     parser.add_argument("--top", type=int, default=5, help="number of classes (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each image")

@@ -14,9 +14,11 @@ import importlib.util
 import os
 from collections.abc import Sequence
 
+from vgg_jax.cli.paragraphs import Paragraphs
 from vgg_jax.config import DataConfig
 from vgg_jax.data.prepare import catalog, tfrecord
 from vgg_jax.errors import UserError, first_line, report_mistakes, require
+from vgg_jax.runtime import silence_libraries
 
 
 def prepare(name: str, data_dir: str, manual_dir: str | None = None, from_tfrecord: str | None = None) -> None:
@@ -57,9 +59,7 @@ def _prepare_by_tfds(name: str, data_dir: str, manual_dir: str | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="vgg-jax prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="vgg-jax prepare", description=__doc__, formatter_class=Paragraphs)
     parser.add_argument("dataset", help="TFDS's name of the data set: imagenet2012, cifar10, imagenette, ...")
     parser.add_argument(
         "--data-dir", default=DataConfig().data_dir, help="TFDS's data directory (default: %(default)s)"
@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         logging = require("absl.logging", "train")
         logging.set_verbosity(logging.ERROR)
+        silence_libraries()
         prepare(arguments.dataset, data_dir, manual_dir, source)
         print(f"{arguments.dataset} is in {data_dir}")
         return 0

@@ -11,12 +11,14 @@ import argparse
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
 
+from vgg_jax.cli.paragraphs import Paragraphs
 from vgg_jax.config import DataConfig
+from vgg_jax.console import counted
 from vgg_jax.data.dataset import open_split
 from vgg_jax.data.pixel_statistics import pixel_statistics, principal_axes
 from vgg_jax.errors import UserError, report_mistakes, require
+from vgg_jax.runtime import silence_libraries
 
 
 def report(dataset: str, split: str, data_dir: str, most: int) -> None:
@@ -35,7 +37,7 @@ def report(dataset: str, split: str, data_dir: str, most: int) -> None:
         raise UserError(f"--images is {most}; expected 1 or more")
     examples = open_split(dataset, split, data_dir=data_dir)
     indices = np.unique(np.linspace(0, len(examples) - 1, min(most, len(examples))).astype(int))
-    images = (examples.pixels(int(i))[0] for i in tqdm(indices, unit=" images", disable=None))
+    images = (examples.pixels(int(i))[0] for i in counted(indices, len(indices), f"reading {examples.name}", "images"))
     mean, covariance = pixel_statistics(images)
     print(f"# {len(indices)} images of {examples.name}")
     print(f"--config.data.mean={_tuple(mean)}")
@@ -52,9 +54,7 @@ def _tuple(values: np.ndarray) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="vgg-jax statistics", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="vgg-jax statistics", description=__doc__, formatter_class=Paragraphs)
     parser.add_argument("dataset", help="TFDS's name of the data set, or a directory")
     parser.add_argument("--split", default="train", help="split to read (default: %(default)s)")
     parser.add_argument(
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         logging = require("absl.logging", "train")
         logging.set_verbosity(logging.ERROR)
+        silence_libraries()
         report(arguments.dataset, arguments.split, arguments.data_dir, arguments.images)
         return 0
 

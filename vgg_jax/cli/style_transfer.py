@@ -16,6 +16,7 @@ import numpy as np
 import PIL.Image
 
 from vgg_jax.cli.network_options import add_network_options, load_network
+from vgg_jax.cli.paragraphs import Paragraphs
 from vgg_jax.data.image_files import read_image
 from vgg_jax.errors import UserError, report_mistakes
 from vgg_jax.features.style_transfer import style_transfer
@@ -50,9 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="vgg-jax style-transfer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="vgg-jax style-transfer", description=__doc__, formatter_class=Paragraphs)
     parser.add_argument("content", help="the image whose content to keep")
     parser.add_argument("style", help="the image whose style to take")
     parser.add_argument("out", help="the picture to write")

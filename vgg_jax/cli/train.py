@@ -1,6 +1,6 @@
 """Train a VGG network.
 
-Usage: vgg-jax train --config NAME|FILE [--workdir DIR] [--config.FIELD=VALUE ...]
+    vgg-jax train --config NAME|FILE [--workdir DIR] [--config.FIELD=VALUE ...]
 
 NAME is a configuration that vgg_jax ships, such as digits or vgg16. FILE is a Python file with a function get_config().
 In a checkout of the repository, `python train.py --config configs/vgg16.py` is the same command.
@@ -15,6 +15,7 @@ the other processes (Slurm, Open MPI, Kubernetes, Cloud TPU), else with --coordi
 """
 
 import contextlib
+import difflib
 import importlib.util
 import logging
 import os
@@ -26,12 +27,17 @@ from typing import Any
 
 import jax
 
-from vgg_jax.config import Config, check_field_name, field_names
+from vgg_jax.cli.fields import entry, help_text
+from vgg_jax.cli.overrides import check_field_name, check_flag, with_dependents
+from vgg_jax.cli.paragraphs import wrapped
+from vgg_jax.config import Config, type_problems
+from vgg_jax.console import note
 from vgg_jax.errors import UserError, report_mistakes, require
 from vgg_jax.runtime import configure
 
 # What a run needs from the extra `train`. Some modules are imported late: matplotlib at the end of the run.
 MODULES = ("absl", "array_record", "grain", "matplotlib", "ml_collections", "tensorboardX", "tensorflow_datasets")
+HELP = {"--help", "-h"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,20 +50,21 @@ def _run(argv: list[str]) -> int:
     for module in MODULES:
         if importlib.util.find_spec(module) is None:
             require(module, "train")  # raises UserError
-    if {"--help", "-h"} & set(argv):
-        print(__doc__, _define_flags(argv).get_help(include_special_flags=False), sep="\n")
-        print("\nFields of the configuration:", *(f"  --config.{name}" for name in field_names()), sep="\n")
+    if HELP & set(argv):
+        print(_help(argv))
         return 0
     configure()
     # On a CPU, run the steps of an evaluation in turn, as those of training.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     ignore_abandoned_writes()
-    config, flags = _parse(argv)
+    config, flags, notes = _parse(argv)
     # TFDS and Orbax log, with tracebacks, the errors that this command reports in one line.
     require("absl.logging", "train").set_verbosity("fatal")
     from vgg_jax.training import loop  # here, because it imports modules of the extra `train`
 
     with _processes(flags):
+        for line in notes if jax.process_index() == 0 else ():
+            note(line)
         return loop.train_and_evaluate(config, flags.workdir, flags.summary, flags.allow_changes)
 
 
@@ -85,12 +92,28 @@ def _define_flags(argv: list[str]) -> Any:
     return values
 
 
-def _parse(argv: list[str]) -> tuple[Config, Any]:
-    """Return the configuration and the parsed flags of a command line.
+def _help(argv: list[str]) -> str:
+    """Return the help text: the flags, and the fields with the values of the configuration on the command line."""
+    values = _define_flags([])
+    lines = [wrapped(str(__doc__)), "", "Flags:"]
+    for name in values:
+        default = values[name].default
+        lines += entry(f"--{name}" + (f"={default}" if default is not None else ""), values[name].help)
+    rest = [argument for argument in argv if argument not in HELP]
+    if any(re.match(r"--?config(=|$)", argument) for argument in rest):
+        config, source = _parse(rest)[0], "values of this command"
+    else:
+        config, source = Config(), "defaults; for others, add --config NAME"
+    return "\n".join([*lines, "", f"Fields of the configuration ({source}):", "", help_text(config)])
+
+
+def _parse(argv: list[str]) -> tuple[Config, Any, list[str]]:
+    """Return the configuration, the parsed flags of a command line, and one line for each field that follows another.
 
     Raises:
       UserError: for every mistake in the command line or the values of the configuration.
     """
+    _check_names(argv)
     argv, path = _with_config_path(argv)
     values = _define_flags(argv)
     try:
@@ -108,9 +131,28 @@ def _parse(argv: list[str]) -> tuple[Config, Any]:
         raise UserError(f"{path}: get_config() returned {type(config).__name__}; expected a vgg_jax.config.Config")
     from vgg_jax.training.validation import check_config  # here, because it imports modules of the extra `train`
 
+    notes: list[str] = []
+    given = {name.removeprefix("config."): values[name].default for name in values if name.startswith("config.")}
+    if not type_problems(config):
+        config, notes = with_dependents(config, given)
     check_config(config)
     values.workdir = values.workdir or os.path.join("runs", pathlib.Path(path).stem)
-    return config, values
+    return config, values, notes
+
+
+def _check_names(argv: list[str]) -> None:
+    """Raise UserError for a flag or a field that does not exist."""
+    values = _define_flags([])
+    flags, is_value = [*values, "help", "flagfile", "undefok"], False
+    for argument in argv:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if is_value or not re.match("--?[A-Za-z]", argument):
+            is_value = False
+        elif match := re.fullmatch(r"(?:no)?config\.(.*)", name):
+            check_field_name(match.group(1))
+        else:
+            check_flag(argument, flags)
+            is_value = not equals and name in values and not values[name].boolean
 
 
 def _with_config_path(argv: list[str]) -> tuple[list[str], str]:
@@ -120,8 +162,6 @@ def _with_config_path(argv: list[str]) -> tuple[list[str], str]:
         if is_value:
             path = argument = find_config(argument)
             is_value = False
-        elif match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
-            check_field_name(match.group(1))
         elif match := re.match(r"(--?config)=(.*)", argument):
             path = find_config(match.group(2))
             argument = f"{match.group(1)}={path}"
@@ -145,9 +185,11 @@ def find_config(name: str) -> str:
         return name
     shipped = shipped_configs()
     if name not in shipped:
+        close = difflib.get_close_matches(pathlib.Path(name).stem.replace("-", "_"), shipped, n=1)
+        remedy = f"; did you mean {close[0]}?" if close else ""
         raise UserError(
             f"--config is {name!r}, which is not a file; expected one, as configs/digits.py, or one of "
-            f"{', '.join(shipped)}"
+            f"{', '.join(shipped)}{remedy}"
         )
     return shipped[name]
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from vgg_jax.console import Bar
 from vgg_jax.data.dataset import CorruptImageError, Split
 from vgg_jax.data.sampler import alternating_flips, train_indices
 from vgg_jax.errors import UserError, require
@@ -138,6 +139,10 @@ class Loader:
         devices = int(self._sharding.mesh.size)
         return -(-min(batch_size, len(self.split)) // devices) * devices
 
+    def num_eval_batches(self, batch_size: int) -> int:
+        """Return the number of batches of `eval_batches`."""
+        return -(-len(self.split) // self._eval_batch_size(batch_size))
+
     def eval_batches(self, batch_size: int) -> Generator[Batch, None, None]:
         """Yield every example once, in order; examples of weight 0 fill up the last batch.
 
@@ -151,8 +156,8 @@ class Loader:
         Raises:
           UserError: if an example cannot be read.
         """
+        steps = range(self.num_eval_batches(batch_size))
         n, batch_size = len(self.split), self._eval_batch_size(batch_size)
-        steps = range(-(-n // batch_size))
         if self._resident is not None:
             for positions in np.arange(len(steps) * batch_size).reshape(-1, batch_size):
                 counts = positions < n
@@ -214,10 +219,10 @@ class Loader:
     def _read_all(self) -> Example:
         n = len(self.split)
         chunks = []
-        with tqdm(total=n, desc=f"reading {self.split.name}", unit=" examples", disable=None, leave=False) as progress:
+        with Bar(f"reading {self.split.name}", n, "examples") as bar:
             for examples in self._read(self._weighted, range(n), 256):
                 chunks.append(examples)
-                progress.update(len(examples["label"]))
+                bar.update(len(examples["label"]))
         return {key: np.concatenate([c[key] for c in chunks]) for key in chunks[0]}
 
     def _weighted(self, index: int) -> Example:

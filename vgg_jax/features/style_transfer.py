@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from tqdm import tqdm
 
+from vgg_jax.console import Bar
 from vgg_jax.features.activations import layer_activations
 from vgg_jax.features.gram import gram_matrix
 from vgg_jax.model import VGG
@@ -72,11 +72,11 @@ def style_transfer(
 
     image = jnp.asarray(content)
     state = optimizer.init(image)
-    progress = tqdm(range(steps), desc="style transfer", unit=" steps", disable=None)
-    for i in progress:
-        image, state, value = step(image, state, variables)
-        if i % 10 == 0:
-            progress.set_postfix(loss=f"{float(value):.4f}")
+    with Bar("style transfer", steps, "steps") as bar:
+        for i in range(steps):
+            image, state, value = step(image, state, variables)
+            bar.fact = f"loss {float(value):.4f}" if i % 10 == 0 else bar.fact
+            bar.update()
     return image
 
 

@@ -97,8 +97,9 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
             session.take_step(step, batch)
             signal = session.stop.received_before(step)
             last = step == progress.last_step
-            if step % config.log_every_steps == 0 or last:
+            if progress.is_due(step, min(config.log_every_steps, run.steps_per_epoch)) or last:
                 session.log_averages(step)
+            session.writer.step(step)
             evaluation = None
             if progress.is_due(step, run.eval_every) or last:
                 evaluation = session.evaluate(step)

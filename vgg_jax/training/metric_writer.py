@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tqdm import tqdm
-
-from vgg_jax.console import log
+from vgg_jax.console import duration, log
+from vgg_jax.data.loader import Loader
 from vgg_jax.errors import UserError, require
+from vgg_jax.training.terminal import RunDisplay
 
 Metrics = Mapping[str, float | int]
 
@@ -20,8 +20,8 @@ Metrics = Mapping[str, float | int]
 class MetricWriter:
     """The writer of a run's metrics.
 
-    A terminal shows a progress bar with loss, accuracy, images/s and the time left; other outputs get one plain line a
-    report. Every report is also a line of `metrics.jsonl` and a point in TensorBoard.
+    A terminal shows what `terminal.RunDisplay` draws; other outputs get one plain line a report. Every report is also a
+    line of `metrics.jsonl` and a point in TensorBoard.
     """
 
     def __init__(self, workdir: str, start_step: int, num_steps: int, steps_per_epoch: int, offset: int = 0) -> None:
@@ -46,7 +46,7 @@ class MetricWriter:
             os.replace(self._path + ".partial", self._path)
             self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - `close` closes it
         self._events = _summary_writer()(workdir, purge_step=start_step + 1)
-        self._bar = tqdm(total=num_steps, initial=start_step, desc="training", unit=" steps", disable=None)
+        self._display = RunDisplay(start_step + offset, num_steps + offset, steps_per_epoch)
         self._start = self._last = (time.perf_counter(), start_step)
 
     def train(self, step: int, batch_size: int, metrics: Metrics) -> None:
@@ -55,30 +55,47 @@ class MetricWriter:
         seconds, steps = now - self._last[0], step - self._last[1]
         self._last = (now, step)
         left = (now - self._start[0]) / max(step - self._start[1], 1) * (self._num_steps - step)
-        self._write("train", step, {**metrics, "images_per_second": batch_size * steps / max(seconds, 1e-9)}, left)
+        metrics = {**metrics, "images_per_second": batch_size * steps / max(seconds, 1e-9)}
+        self._record("train", step, metrics)
+        self._display.report(steps, seconds, metrics)
+        if not self._display.visible:
+            self._print("train", step, metrics, left)
+
+    def step(self, step: int) -> None:
+        """Show that a step is done, after its report if there is one."""
+        self._display.step(step + self._offset)
 
     def memory(self, step: int, memory: dict[str, int]) -> None:
         """Report the result of `memory.run_memory` before the first step; only a new run records it."""
         if step == 0:
             self._record("memory", step, memory)
-        self._show("memory", step, memory)
+        if self._display.visible:
+            self._display.memory(memory)
+        else:
+            self._print("memory", step, memory)
         self._start = self._last = (time.perf_counter(), step)
+        self._display.restart(step + self._offset)
+
+    def eval_batches(self, step: int, loader: Loader, batch_size: int) -> Iterator[Any]:
+        """Yield the loader's batches of an evaluation, and show its progress on a terminal."""
+        total = loader.num_eval_batches(batch_size)
+        return self._display.evaluating(step + self._offset, loader.eval_batches(batch_size), total)
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
         """Report an evaluation; its time does not count as training."""
-        self._write("eval", step, metrics)
+        self._record("eval", step, metrics)
+        if self._display.visible:
+            self._display.evaluation(step + self._offset, metrics)
+        else:
+            self._print("eval", step, metrics)
         self._last = (time.perf_counter(), step)
 
     def close(self) -> None:
         """Flush all files and draw `curves.png`."""
-        self._bar.close()
+        self._display.close()
         self._file.close()
         self._events.close()
         draw_curves(os.path.dirname(self._path))
-
-    def _write(self, kind: str, step: int, metrics: Metrics, seconds_left: float | None = None) -> None:
-        self._record(kind, step, metrics)
-        self._show(kind, step, metrics, seconds_left)
 
     def _record(self, kind: str, step: int, metrics: Metrics) -> None:
         epoch = round((step + self._offset) / self._steps_per_epoch, 4)
@@ -98,17 +115,11 @@ class MetricWriter:
                 "command to resume from the last checkpoint"
             ) from error
 
-    def _show(self, kind: str, step: int, metrics: Metrics, seconds_left: float | None = None) -> None:
+    def _print(self, kind: str, step: int, metrics: Metrics, seconds_left: float | None = None) -> None:
         epoch = (step + self._offset) / self._steps_per_epoch
         numbers = "  ".join(f"{name} {format_metric(name, value)}" for name, value in metrics.items())
-        if self._bar.disable:
-            eta = f"  ETA {tqdm.format_interval(seconds_left)}" if seconds_left is not None else ""
-            log(f"{kind:6s}  step {step}/{self._num_steps}  epoch {epoch:.2f}  {numbers}{eta}")
-        elif kind == "train":
-            self._bar.set_postfix_str(numbers)
-            self._bar.update(step - self._bar.n)
-        else:
-            self._bar.write(f"epoch {epoch:.2f}  {numbers}")
+        eta = f"  ETA {duration(seconds_left)}" if seconds_left is not None else ""
+        log(f"{kind:6s}  step {step}/{self._num_steps}  epoch {epoch:.2f}  {numbers}{eta}")
 
 
 def _summary_writer() -> Any:
@@ -132,8 +143,15 @@ class NoMetricWriter:
     def train(self, step: int, batch_size: int, metrics: Metrics) -> None:
         """Do nothing."""
 
+    def step(self, step: int) -> None:
+        """Do nothing."""
+
     def memory(self, step: int, memory: dict[str, int]) -> None:
         """Do nothing."""
+
+    def eval_batches(self, step: int, loader: Loader, batch_size: int) -> Iterator[Any]:
+        """Return the loader's batches of an evaluation."""
+        return loader.eval_batches(batch_size)
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
         """Do nothing."""

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vgg_jax.console import log
+from vgg_jax.console import log, working
 from vgg_jax.errors import UserError
 from vgg_jax.runtime import return_freed_memory
 from vgg_jax.training.chance import diagnosis
@@ -72,7 +72,7 @@ class Session:
     def evaluate(self, step: int) -> dict[str, float | int]:
         """Evaluate the state, report the result, and update the plateau schedule with it."""
         return_freed_memory()
-        batches = self.run.eval_loader.eval_batches(self.run.config.eval_batch_size)
+        batches = self.writer.eval_batches(step, self.run.eval_loader, self.run.config.eval_batch_size)
         evaluation = evaluate(functools.partial(self.compiled_eval_step, self.state), batches)
         return_freed_memory()
         self.writer.evaluation(step, evaluation)
@@ -145,7 +145,8 @@ def open_session(
     write_config()
     checkpoints.open()
     if state is None:
-        state = run.new_state(source)
+        with working("initializing the network"):
+            state = run.new_state(source)
     else:
         log(f"resuming from the checkpoint of step {start} in {workdir}")
     if changes:
@@ -193,10 +194,11 @@ def _compile(
     run: Run, state: TrainState, batches: Iterator[Any]
 ) -> tuple[Iterator[Any], jax.stages.Compiled, jax.stages.Compiled]:
     """Return all batches, and the two steps, compiled at the same time by two threads."""
-    first_batch = next(batches)  # a local variable: the batch would otherwise live as long as the run
+    with working("reading the first batch"):
+        first_batch = next(batches)  # a local variable: the batch would otherwise live as long as the run
     eval_batch = run.eval_loader.eval_shapes(run.config.eval_batch_size)
-    lowered = run.train_step.lower(state, first_batch, run.step_key), run.eval_step.lower(state, eval_batch)
-    with ThreadPoolExecutor() as threads:
+    with working("compiling the steps of training and evaluation"), ThreadPoolExecutor() as threads:
+        lowered = run.train_step.lower(state, first_batch, run.step_key), run.eval_step.lower(state, eval_batch)
         compiled_train_step, compiled_eval_step = threads.map(jax.stages.Lowered.compile, lowered)
     return itertools.chain([first_batch], batches), compiled_train_step, compiled_eval_step
 

@@ -7,6 +7,7 @@ import urllib.request
 import uuid
 from typing import Any
 
+from vgg_jax.console import Bar
 from vgg_jax.data.preprocessing import AUTHORS, IMAGENET, Preprocessing
 from vgg_jax.errors import UserError
 from vgg_jax.weights.formats import Loaded, load_file
@@ -97,17 +98,15 @@ def _from_hub(name: str, placed: str) -> str:
 
 def _download(url: str, path: str, name: str, md5: str) -> None:
     """Download a file. It appears complete and checked, or not at all."""
-    from tqdm import tqdm  # here, because a network from a file does not need it
-
     partial = f"{path}.{uuid.uuid4().hex}.partial"  # one for each process that downloads at the same time
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with urllib.request.urlopen(url, timeout=10) as response, open(partial, "wb") as file:
             size = int(response.headers.get("Content-Length", 0))
-            with tqdm(total=size, desc=name, unit="B", unit_scale=True, disable=None) as progress:
+            with Bar(f"downloading {name}", size / 1e6, "MB") as bar:
                 while chunk := response.read(2**20):
                     file.write(chunk)
-                    progress.update(len(chunk))
+                    bar.update(len(chunk) / 1e6)
         _check(partial, "md5", md5)
         os.replace(partial, path)
     except UserError:
