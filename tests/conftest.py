@@ -87,7 +87,7 @@ def winograd(monkeypatch):
     Maps with several bands are computed in bands, and everything as on one device instead of the tests' eight.
     """
     monkeypatch.setattr("vgg_jax.ops.conv3x3.SMALLEST_WORK", 0)
-    monkeypatch.setattr("vgg_jax.ops.conv3x3.SMALLEST_BAND", 64)
+    monkeypatch.setattr("vgg_jax.ops.methods.SMALLEST_BAND", 64)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 

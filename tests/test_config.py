@@ -73,6 +73,19 @@ def test_wrong_value_is_reported(name, value, line):
         check_config(config)
 
 
+def test_batch_norm_of_one_value_is_refused():
+    """Four max pools leave one pixel of 16x16 in stage 5, so that a micro-batch of one image has one value."""
+    config = Config(batch_size=8, accumulation_steps=8)
+    config.model.batch_norm, config.model.pool_after = True, (1, 2, 3, 4)
+    config.data.image_size = 16
+    with raises_user_error("batch_size is 8, in 8 micro-batch(es)", "image_size is 16", "bn5_1 would have 1 value"):
+        check_config(config)
+    for field, value in (("batch_size", 16), ("accumulation_steps", 4), ("freeze", ("features",))):
+        check_config(dataclasses.replace(config, **{field: value}))
+    config.model.batch_norm = False
+    check_config(config)
+
+
 def test_alternating_flip_needs_flip():
     config = Config()
     config.data.flip, config.data.alternating_flip = False, True

@@ -236,8 +236,9 @@ def test_fast_and_plain_layers_are_the_same_function(x64, winograd, narrow):
         np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_plain_layers_have_a_forward_mode_derivative(narrow):
-    model = VGG(**SMALL, layers=PLAIN)
+@pytest.mark.parametrize("layers", [FAST, PLAIN], ids=["fast", "plain"])
+def test_layers_have_a_forward_mode_derivative(layers, narrow):
+    model = VGG(**SMALL, layers=layers)
     variables = random_variables(model, 32, 32, 3)
     images = jnp.ones((1, 32, 32, 3))
     _, tangent = jax.jvp(lambda images: model.apply(variables, images), (images,), (images,))

@@ -20,6 +20,7 @@ from vgg_jax.ops.conv3x3 import Conv3x3
 from vgg_jax.ops.dense import dense_product
 from vgg_jax.ops.normalization import BatchNorm, local_response_norm
 from vgg_jax.ops.pooling import adaptive_pool, max_pool, square_windows
+from vgg_jax.ops.sizes import surely
 
 # Table 1 of the paper: the output channels of the convolutions, by column and stage. A max pool ends each stage. The
 # kernels are 3x3, except that the last kernel of stages 3 to 5 in column C is 1x1. Column A-LRN is column A with local
@@ -34,6 +35,7 @@ TABLE_1 = {
     "E":     ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512, 512, 512, 512)),
 }
 # fmt: on
+HEAD_LAYERS = ("fc6", "fc7", "fc8")  # names that layers of a head with parameters can have
 COLUMNS = {11: "A", 13: "B", 16: "D", 19: "E"}  # by depth: the number of convolutions and dense layers
 
 WITH_PARAMETERS = ("conv", "bn", "dense")  # kinds of layers
@@ -89,8 +91,8 @@ def _average_pool(x: jax.Array) -> jax.Array:
     return y
 
 
-# FAST has the operations of vgg_jax.ops, which are faster on a CPU. PLAIN has those of Flax, which compile faster and
-# have a forward-mode derivative (`jax.jvp`). Both give the same results up to rounding.
+# FAST has the operations of vgg_jax.ops, which are faster on a CPU. PLAIN has those of Flax, which compile faster. Both
+# give the same results and derivatives up to rounding.
 FAST = Layers(conv=_fast_conv, norm=BatchNorm, pool=max_pool, dense=_fast_dense)
 PLAIN = Layers(conv=nn.Conv, norm=BatchNorm, pool=_plain_max_pool, dense=nn.Dense)
 
@@ -202,6 +204,22 @@ class VGG(nn.Module):
         """Return the names of all layers, in order."""
         return [layer.name for part in (*self.stages, self.head) for layer in part]
 
+    def smallest_image(self, last_layer: str | None = None) -> int:
+        """Return the smallest height and width of images.
+
+        Args:
+          last_layer: the last layer to compute, which may need fewer max pools; by default all are computed.
+
+        Raises:
+          ValueError: if the layer is unknown.
+        """
+        names = self.layer_names
+        if last_layer is not None and last_layer not in names:
+            raise ValueError(f"found no layer {last_layer}; expected one of {', '.join(names)}")
+        computed = names if last_layer is None else names[: names.index(last_layer) + 1]
+        side: int = 2 ** sum(f"pool{stage}" in computed for stage in self.pool_after)
+        return side
+
     def layers_with_parameters(self, names: Collection[str]) -> list[str]:
         """Return the convolutions, batch norms and dense layers that `names` refer to, in order.
 
@@ -235,7 +253,8 @@ class VGG(nn.Module):
         The output of every layer is sown into `intermediates/outputs` under the layer's name.
 
         Args:
-          images: (N, H, W, C), floats, already normalized. C is arbitrary; H and W are at least 2 ** (number of pools).
+          images: (N, H, W, C), floats, already normalized. C is arbitrary; H and W are at least
+            `smallest_image(last_layer)`.
           train: use dropout and the statistics of the batch; pass `rngs={"dropout": key}` and
             `mutable=["batch_stats"]`.
           last_layer: the last layer to compute; by default all are computed.
@@ -249,7 +268,7 @@ class VGG(nn.Module):
         Raises:
           ValueError: if the images have a wrong shape or dtype.
         """
-        self._check_images(images)
+        self._check_images(images, last_layer)
         names = self.layer_names
         frozen = self.layers_with_parameters(frozen)
         computed = set(names if last_layer is None else names[: names.index(last_layer) + 1])
@@ -273,7 +292,9 @@ class VGG(nn.Module):
         """Return the flattened pool of the last map (N, D), or with `conv_head` its windows (N, H, W, D)."""
         size = self.pool_size
         if self.conv_head:
-            return square_windows(adaptive_pool(x, max(x.shape[1], size), max(x.shape[2], size)), size)
+            # A map that is smaller than a window is enlarged to one. A symbolic size is compared when it is known.
+            height, width = (jax.core.max_dim(side, size) for side in x.shape[1:3])
+            return square_windows(adaptive_pool(x, height, width), size)
         x = adaptive_pool(x, size, size, jnp.max if self.head_pool == "max" else jnp.mean)
         return x.reshape(x.shape[0], -1)
 
@@ -305,13 +326,14 @@ class VGG(nn.Module):
                 return y
         raise AssertionError(layer.kind)
 
-    def _check_images(self, images: Array | np.ndarray) -> None:
-        pools = sum(layer.kind == "pool" for stage in self.stages for layer in stage)
-        smallest = 2**pools
-        if images.ndim != 4 or min(images.shape[1:3]) < smallest:
+    def _check_images(self, images: Array | np.ndarray, last_layer: str | None) -> None:
+        smallest = self.smallest_image(last_layer)
+        if images.ndim != 4 or not surely(lambda: all(side >= smallest for side in images.shape[1:3])):
+            fixed = all(isinstance(side, int) for side in images.shape)
             raise ValueError(
                 f"images have shape {images.shape}; expected (N, H, W, C) with H and W at least {smallest}, "
-                f"which {pools} max pools need"
+                f"which {smallest.bit_length() - 1} max pools need"
+                + ("" if fixed else f'; pass constraints such as "h >= {smallest}" to jax.export.symbolic_shape')
             )
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(f"images are {images.dtype}; expected floats; normalize them first")

@@ -45,11 +45,11 @@ def test_unreadable_image_gives_one_line(folder):
 
 
 def test_wrong_arguments_give_one_line_each(folder):
-    wrong = ["--size", "8", "--steps", "0", "--style-weight", "nan"]
+    wrong = ["--size", "0", "--steps", "0", "--style-weight", "nan"]
     process = subprocess.run([*COMMAND, "no/x.abc", *OPTIONS, *wrong], cwd=folder, capture_output=True, text=True)
     assert process.returncode == 2
     parts = (
-        "--size is 8",
+        "--size is 0",
         "--steps is 0",
         "--style-weight is nan",
         "'.abc'",
@@ -57,3 +57,10 @@ def test_wrong_arguments_give_one_line_each(folder):
     )
     for line, part in zip(process.stderr.splitlines(), parts, strict=True):
         assert part in line
+
+
+def test_size_is_checked_against_the_network(folder):
+    """conv5_1 follows four max pools."""
+    process = subprocess.run([*COMMAND, "x.png", *OPTIONS, "--size", "15"], cwd=folder, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert "--size is 15; expected at least 16" in process.stderr

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.conftest import random_variables, relative_error
+from tests.conftest import raises_user_error, random_variables, relative_error
 from vgg_jax import VGG
 from vgg_jax.features import gram_matrix, layer_activations, perceptual_distance
 
@@ -68,6 +68,52 @@ def test_gram_matrix_by_hand():
     flat = maps.reshape(2, 12, 5).astype(np.float64)
     expected = np.stack([f.T @ f for f in flat]) / 60
     assert relative_error(gram_matrix(jnp.asarray(maps)), expected) < 1e-6  # float32 sums of 12
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_gram_matrix_of_half_precision_sums_in_float32(dtype):
+    """300 ** 2 * 64 positions is far above float16's largest number, 65,504."""
+    maps = jnp.full((1, 8, 8, 2), 300, dtype)
+    gram = gram_matrix(maps)
+    assert gram.dtype == jnp.float32
+    np.testing.assert_allclose(gram, np.full((1, 2, 2), 300**2 * 64 / (8 * 8 * 2)), rtol=1e-6)
+
+
+def test_perceptual_distance_of_float16_sums_in_float32(variables):
+    """conv1_1 with a kernel of one pixel that multiplies by 300: differences of 300, squares of 90,000."""
+    model = MODEL.clone(dtype=jnp.float16)
+    kernel = jnp.zeros((3, 3, 3, 64)).at[1, 1].set(100.0)
+    shallow = {"params": {"conv1_1": {"kernel": kernel, "bias": jnp.zeros(64)}}}
+    images, others = jnp.ones((1, 32, 32, 3), jnp.float16), jnp.zeros((1, 32, 32, 3), jnp.float16)
+    distance = perceptual_distance(model, shallow, images, others, {"conv1_1": 1.0})
+    np.testing.assert_allclose(distance, [300**2], rtol=1e-4)  # 65,536 squares in float32
+
+
+def test_images_need_only_the_pools_of_the_deepest_layer(variables):
+    """relu3_2 follows two max pools, so 4x4 images suffice; those of 18x18 are too small for the whole network."""
+    assert [MODEL.smallest_image(layer) for layer in ("relu1_1", "pool1", "relu3_2", None)] == [1, 2, 4, 32]
+    images = jax.random.normal(jax.random.key(1), (1, 18, 18, 3))
+    outputs = layer_activations(MODEL, variables, images, ("relu1_1", "relu3_2"))
+    assert outputs["relu3_2"].shape == (1, 4, 4, 256)
+    with pytest.raises(ValueError, match="at least 4, which 2 max pools need"):
+        layer_activations(MODEL, variables, images[:, :3], ("relu3_2",))
+    with pytest.raises(ValueError, match="at least 32, which 5 max pools need"):
+        layer_activations(MODEL, variables, images, ("fc6",))
+    with pytest.raises(ValueError, match="found no layer relu9_9; expected one of conv1_1, relu1_1"):
+        MODEL.smallest_image("relu9_9")
+
+
+def test_one_layer_may_be_named_by_a_string(variables, images):
+    outputs = layer_activations(MODEL, variables, images, "relu1_1")
+    assert list(outputs) == ["relu1_1"]
+    with raises_user_error("found no layer r; expected some of conv1_1"):
+        layer_activations(MODEL, variables, images, "r")
+
+
+@pytest.mark.parametrize("layers", [["relu1_1"], "relu1_1"], ids=["list", "string"])
+def test_perceptual_distance_needs_weights(layers, variables, images, without_jaxtyping):
+    with raises_user_error(f"layers is a {type(layers).__name__}; expected a dict from names to weights"):
+        perceptual_distance(MODEL, variables, images, images, layers)
 
 
 def test_perceptual_distance_and_its_gradient(variables, images):

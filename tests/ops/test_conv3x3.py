@@ -9,6 +9,7 @@ from jax import lax
 from tests.conftest import relative_error
 from tests.ops.reference import ROUNDING, normal
 from vgg_jax.ops import conv3x3 as convolution
+from vgg_jax.ops import methods
 from vgg_jax.ops.conv3x3 import conv3x3
 
 
@@ -54,6 +55,6 @@ def test_conv3x3_equals_xla(size, channels, x64):
 def test_winograd_equals_xla_for_every_shape(size, seed, smallest_band):
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "SMALLEST_WORK", 0)
-        patch.setattr(convolution, "SMALLEST_BAND", smallest_band)
+        patch.setattr(methods, "SMALLEST_BAND", smallest_band)
         patch.setattr(jax, "device_count", lambda: 1)
         check_conv3x3(*size, seed=seed)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 
 from tests.conftest import relative_error
@@ -59,3 +60,15 @@ def test_batch_norm_in_bfloat16_keeps_float32_statistics():
     # The mean of the bfloat16 inputs, up to float32 rounding. Sums in bfloat16 would be wrong by whole units.
     expected = 0.1 * np.asarray(x, np.float64).mean((0, 1, 2))
     np.testing.assert_allclose(updates["batch_stats"]["mean"], expected, rtol=1e-6)
+
+
+def test_batch_norm_of_one_value_is_refused_as_in_torch():
+    layer = BatchNorm()
+    x = jnp.ones((1, 1, 1, 3))
+    variables = layer.init(jax.random.key(0), x, False)  # initialization needs no statistics
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        layer.apply(variables, x, False, mutable=["batch_stats"])
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        torch.nn.BatchNorm2d(3)(torch.ones(1, 3, 1, 1))
+    np.testing.assert_allclose(layer.apply(variables, x, True), x, rtol=1e-4)
+    layer.apply(variables, jnp.ones((2, 1, 1, 3)), False, mutable=["batch_stats"])

@@ -21,6 +21,15 @@ def test_max_pool_equals_torch_with_ties(size, x64):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_max_pool_forward_mode_agrees_with_torch_at_ties(x64):
+    """Forward mode is the transpose of PyTorch's gradient: both follow the first maximum."""
+    x = np.random.default_rng(0).integers(-1, 2, (3, 5, 4, 8)).astype(np.float64)
+    direction, weights = normal(3, 5, 4, 8, seed=1), normal(3, 2, 2, 8, seed=2)
+    _, tangent = jax.jvp(max_pool, (jnp.asarray(x),), (jnp.asarray(direction),))
+    _, gradient = torch_output_and_gradient(lambda x: max_pool2d(x, 2), x, weights)
+    np.testing.assert_allclose((tangent * weights).sum(), (direction * gradient).sum(), rtol=1e-12)
+
+
 @pytest.mark.parametrize("position", range(4))
 def test_max_pool_keeps_nan(position):
     x = np.arange(4.0).reshape(1, 2, 2, 1)

@@ -19,7 +19,7 @@ from vgg_jax.cli.network_options import add_network_options, load_network
 from vgg_jax.cli.paragraphs import Paragraphs
 from vgg_jax.data.image_files import read_image
 from vgg_jax.errors import UserError, report_mistakes
-from vgg_jax.features.style_transfer import style_transfer
+from vgg_jax.features.style_transfer import STYLE_LAYERS, style_transfer
 from vgg_jax.runtime import configure
 
 
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     out, size, steps, style_weight = options.out, options.size, options.steps, options.style_weight
     folder, suffix = os.path.dirname(out) or ".", os.path.splitext(out)[1].lower()
     checks = [
-        (f"--size is {size}; expected at least 32 pixels, which five max pools need", size >= 32),
+        (f"--size is {size}; expected 1 or more", size >= 1),
         (f"--steps is {steps}; expected 1 or more", steps >= 1),
         (f"--style-weight is {style_weight}; expected 0 or more, and finite", 0 <= style_weight < math.inf),
         (f"{out} ends in {suffix!r}; expected an image's suffix, as .png", suffix in PIL.Image.registered_extensions()),
@@ -38,6 +38,10 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("\n".join(problems))
     net = load_network(options.weights, options)
     preprocessing = net.checked_preprocessing()
+    smallest = net.model.smallest_image(STYLE_LAYERS[-1])
+    if size < smallest:
+        raise UserError(f"--size is {size}; expected at least {smallest}, which the max pools before "
+                        f"{STYLE_LAYERS[-1]} need")  # fmt: skip
     paths = (options.content, options.style)
     images = [read_image(path, lambda image: preprocessing.uncropped(image, size))[None] for path in paths]
     image = style_transfer(net.model, net.variables, images[0], images[1], style_weight, steps)

@@ -101,7 +101,7 @@ def evaluate_split(
 
 def smallest_scale(model: VGG, preprocessing: Preprocessing) -> int:
     """Return the smallest test scale at which every protocol works: a crop fits, and the last map fills the head."""
-    smallest: int = max(preprocessing.crop, model.pool_size * 2 ** len(model.pool_after))
+    smallest: int = max(preprocessing.crop, model.pool_size * model.smallest_image())
     return smallest
 
 

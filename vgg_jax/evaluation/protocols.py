@@ -82,7 +82,7 @@ def dense_scores(
     assert isinstance(x, jax.Array)
     size = model.pool_size
     if min(x.shape[1:3]) < size:
-        smallest = size * 2 ** len(model.pool_after)
+        smallest = size * model.smallest_image()
         raise UserError(f"images have shape {images.shape}; expected H and W of at least {smallest}")
     for layer in model.head:
         if layer.kind == "relu":

@@ -14,7 +14,7 @@ def layer_activations(
     model: VGG,
     variables: Mapping[str, Any],
     images: Float[Array | np.ndarray, "n h w c"],
-    layers: Sequence[str],
+    layers: str | Sequence[str],
     average_pool: bool = False,
 ) -> dict[str, Float[Array, "n ..."]]:
     """Return the outputs of the named layers, from one pass that stops at the deepest of them.
@@ -24,8 +24,9 @@ def layer_activations(
     Args:
       model: the network.
       variables: its variables. Those of deeper layers may be missing.
-      images: (N, H, W, C) floats, normalized by the preprocessing of the weights.
-      layers: names from `model.layer_names`: conv1_1 is before the ReLU, relu1_1 after it.
+      images: (N, H, W, C) floats, normalized by the preprocessing of the weights. H and W are at least
+        `model.smallest_image` of the deepest layer.
+      layers: names from `model.layer_names`, or one name: conv1_1 is before the ReLU, relu1_1 after it.
       average_pool: use average pooling in place of max pooling, as Gatys et al. (2016) do for style transfer.
 
     Returns:
@@ -35,7 +36,8 @@ def layer_activations(
       UserError: if a name is not a layer of the model, or there is no name; the message lists the layers.
     """
     names = model.layer_names
-    unknown = [layer for layer in layers if layer not in names]
+    layers = (layers,) if isinstance(layers, str) else tuple(layers)
+    unknown = [str(layer) for layer in layers if layer not in names]
     if unknown or not layers:
         raise UserError(f"found no layer {', '.join(unknown) or 'named'}; expected some of {', '.join(names)}")
     deepest = max(layers, key=names.index)

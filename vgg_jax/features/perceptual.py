@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vgg_jax.errors import UserError
 from vgg_jax.features.activations import layer_activations
 from vgg_jax.model import VGG
 
@@ -31,18 +32,23 @@ def perceptual_distance(
       layers: from the name of a layer to its weight, for example {"relu1_2": 1.0, "relu2_2": 0.5}.
 
     Returns:
-      (N,) floats, each at least 0.
+      (N,), each at least 0, in at least float32: the squares are summed in it, whatever the model's dtype is.
 
     Raises:
-      UserError: if a name is not a layer of the model, or there is no name.
+      UserError: if a name is not a layer of the model, there is no name, or `layers` has no weights.
 
     Source:
       Johnson et al. (2016), section 3.2.
     """
+    if not isinstance(layers, Mapping):
+        raise UserError(
+            f'layers is a {type(layers).__name__}; expected a dict from names to weights, such as {{"relu2_2": 1.0}}'
+        )
     ours, theirs = (layer_activations(model, variables, x, list(layers)) for x in (images, others))
 
     def distance(layer: str) -> jax.Array:
-        difference = ours[layer] - theirs[layer]
+        dtype = jnp.promote_types(ours[layer].dtype, jnp.float32)
+        difference = ours[layer].astype(dtype) - theirs[layer].astype(dtype)
         return jnp.square(difference).mean(tuple(range(1, difference.ndim)))
 
     return sum((weight * distance(layer) for layer, weight in layers.items()), start=jnp.zeros(()))

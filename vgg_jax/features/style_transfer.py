@@ -81,4 +81,6 @@ def style_transfer(
 
 
 def _relative_error(found: jax.Array, wanted: jax.Array) -> jax.Array:
+    dtype = jnp.promote_types(found.dtype, jnp.float32)  # sums of float16 overflow above 65,504
+    found, wanted = found.astype(dtype), wanted.astype(dtype)
     return jnp.square(found - wanted).sum() / jnp.square(wanted).sum()

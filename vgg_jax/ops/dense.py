@@ -1,35 +1,50 @@
 """The matrix product of a fully connected layer."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.interpreters import ad, batching
 from jaxtyping import Array, Float
+
+from vgg_jax.ops.primitives import batch_product, define, over_leading_axes, vary_alike
 
 ROWS = 512  # rows of a part of the kernel in the gradient
 
 
-@jax.custom_vjp
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return x @ kernel
 
 
-def _product_backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
+_product = define(
+    "dense_product",
+    over_leading_axes(_matmul, 2),
+    over_leading_axes(_matmul, 2),
+    lambda x, kernel: x.update(shape=(*x.shape[:-1], kernel.shape[-1])),
+)
 
+
+def _input_gradient(dy: jax.Array, kernel: jax.Array) -> jax.Array:
     def in_parts(dy: jax.Array, kernel: jax.Array) -> jax.Array:
         parts = kernel.reshape(-1, ROWS, kernel.shape[1])
-        return jnp.einsum("pnd,prd->npr", jnp.broadcast_to(dy, (len(parts), *dy.shape)), parts).reshape(len(dy), -1)
+        return jnp.einsum("pnd,prd->npr", jnp.broadcast_to(dy, (len(parts), *dy.shape)), parts).reshape(dy.shape[0], -1)
 
     def whole(dy: jax.Array, kernel: jax.Array) -> jax.Array:
         return dy @ kernel.T
 
     on_cpu = whole if len(kernel) % ROWS else in_parts
-    return lax.platform_dependent(dy, kernel, cpu=on_cpu, default=whole), x.T @ dy
+    gradient: jax.Array = lax.platform_dependent(dy, kernel, cpu=on_cpu, default=whole)
+    return gradient
 
 
-_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
+ad.defbilinear(
+    _product,
+    lambda dy, x, kernel: over_leading_axes(_input_gradient, 2)(dy, kernel),
+    lambda dy, x, kernel: x.swapaxes(-2, -1) @ dy,
+)
+batching.primitive_batchers[_product] = functools.partial(batch_product, _product, 2, ((-2, -2), (-1, -1)))
 
 
 def dense_product(
@@ -50,4 +65,5 @@ def dense_product(
     Returns:
       (N, D).
     """
-    return _product(x, kernel)
+    y: jax.Array = _product.bind(*vary_alike(x, kernel))
+    return y

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from vgg_jax.ops.sizes import surely
+
 
 def local_response_norm(
     x: Float[Array, "n h w c"], size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
@@ -57,6 +59,9 @@ class BatchNorm(nn.Module):
 
         Returns:
           (N, H, W, C) in `dtype`.
+
+        Raises:
+          ValueError: if `use_running_average` is False and `x` has one value per channel, whose variance is 0.
         """
         width, channels = x.shape[-2:]
         statistics_dtype = jnp.promote_types(self.param_dtype, jnp.float32)
@@ -71,7 +76,7 @@ class BatchNorm(nn.Module):
         rows = x.reshape(-1, width * channels).astype(jnp.promote_types(x.dtype, jnp.float32))
 
         def repeat(vector: jax.Array) -> jax.Array:
-            return jnp.tile(vector, width)
+            return jnp.broadcast_to(vector, (width, channels)).reshape(-1)
 
         def mean_of(rows: jax.Array) -> jax.Array:
             return rows.mean(0).reshape(width, channels).mean(0)
@@ -85,7 +90,10 @@ class BatchNorm(nn.Module):
             var = mean_of(jnp.square(centered))
             if not self.is_initializing():
                 count = x.size // channels
-                unbiased = var * (count / max(count - 1, 1))
+                if surely(lambda: count == 1):
+                    raise ValueError(f"batch norm has maps of shape {x.shape} in training; expected more than 1 value "
+                                     "per channel: use a larger batch or larger images")  # fmt: skip
+                unbiased = var * (count / (count - 1))
                 for running, new in ((running_mean, mean), (running_var, unbiased)):
                     decayed = self.momentum * running.value + (1 - self.momentum) * new
                     running.value = decayed.astype(statistics_dtype)

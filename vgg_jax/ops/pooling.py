@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from vgg_jax.ops.sizes import surely
+
 
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
     """Return the 2x2 max pool of stride 2, which drops an odd last row or column.
@@ -22,8 +24,12 @@ def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
     Returns:
       (N, H // 2, W // 2, C).
     """
-    bottom, right = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    top_left, top_right, bottom_left, bottom_right = (x[:, i:bottom:2, j:right:2] for i in (0, 1) for j in (0, 1))
+    last_row, last_column = (length // 2 * 2 - 1 for length in x.shape[1:3])
+
+    # The limits give all four slices the same symbolic shape.
+    top_left, top_right, bottom_left, bottom_right = (
+        x[:, i : i + last_row : 2, j : j + last_column : 2] for i in (0, 1) for j in (0, 1)
+    )
 
     def first_maximum(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.where((b > a) | jnp.isnan(b), b, a)
@@ -56,8 +62,12 @@ def adaptive_pool(
 
     def pool(x: jax.Array, axis: int, size: int) -> jax.Array:
         length = x.shape[axis]
-        if length == size:
+        if surely(lambda: length == size):
             return x
+        if not isinstance(length, int):
+            if reduce is not jnp.mean:
+                raise ValueError("maxima over windows of a symbolic size are not supported; export a fixed size")
+            return _pool_symbolic(x, axis, size)
         windows = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
         return jnp.stack([reduce(lax.slice_in_dim(x, a, b, axis=axis), axis) for a, b in windows], axis)
 
@@ -77,3 +87,14 @@ def square_windows(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n h-{
     rows, columns = x.shape[1] - size + 1, x.shape[2] - size + 1
     parts = [x[:, i : i + rows, j : j + columns] for i in range(size) for j in range(size)]
     return jnp.concatenate(parts, axis=-1)
+
+
+def _pool_symbolic(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """Return the average pool along an axis of symbolic length, by a product with weights of the pixels."""
+    length = jnp.asarray(x.shape[axis])
+    first = jnp.arange(size)[:, None] * length // size
+    after = -(-(jnp.arange(size)[:, None] + 1) * length // size)
+    places = jnp.arange(x.shape[axis])
+    weights = ((first <= places) & (places < after)) / (after - first)
+    y = jnp.tensordot(weights.astype(x.dtype), x, (1, axis), precision=lax.Precision.HIGHEST)
+    return jnp.moveaxis(y, 0, axis)

@@ -11,7 +11,7 @@ from flax import struct
 from flax.training import train_state
 
 from vgg_jax.errors import UserError
-from vgg_jax.model import VGG
+from vgg_jax.model import HEAD_LAYERS, VGG
 from vgg_jax.training.optimizer import MomentumState
 
 
@@ -138,8 +138,7 @@ def create_train_state(
     variables = jax.jit(model.init)(key, jnp.zeros((1, *image_shape), model.dtype))
     if source is not None:
         variables = _take_layers(variables, source, model.layers_with_parameters(source_layers))
-        features = VGG(19, batch_norm=True).layers_with_parameters(("features",))  # names of every network's features
-        others = [layer for layer in features if layer in source["params"] and layer not in variables["params"]]
+        others = [layer for layer in source["params"] if layer not in (*variables["params"], *HEAD_LAYERS)]
         if others and "features" in source_layers:
             raise UserError(
                 f"the source also has {', '.join(others)}; expected the features of the network; "

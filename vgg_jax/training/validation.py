@@ -125,10 +125,28 @@ def _model_problems(config: Config) -> list[str]:
                 problems.append("config.init_layers is (); expected the layers to take from config.init_from")
             if strangers := [layer for layer in frozen if layer not in taken]:
                 problems.append(f"config.freeze has {', '.join(strangers)}; expected layers of config.init_layers")
-        smallest = 2 ** len(model.pool_after)
+        smallest = model.smallest_image()
         if data.image_size < smallest:
             problems.append(
                 f"config.data.image_size is {data.image_size}; expected at least {smallest}, "
                 "for the max pools of config.model.pool_after"
             )
+        elif not problems:
+            problems += _batch_norm_problems(config, model)
     return problems
+
+
+def _batch_norm_problems(config: Config, model: VGG) -> list[str]:
+    """Return a line if a batch norm that trains has one value per channel, whose variance is 0."""
+    examples = config.batch_size // max(config.accumulation_steps, 1)
+    frozen = model.layers_with_parameters(config.freeze)
+    names = [layer.name for stage in model.stages for layer in stage if layer.kind == "bn"]
+    for name in names:
+        side = config.data.image_size // model.smallest_image(name)
+        if name not in frozen and examples * side**2 == 1:
+            return [
+                f"config.batch_size is {config.batch_size}, in {config.accumulation_steps} micro-batch(es), and "
+                f"config.data.image_size is {config.data.image_size}: batch norm {name} would have 1 value per "
+                "channel; expected more than 1; use a larger batch or larger images, or freeze the layer"
+            ]
+    return []
