@@ -10,7 +10,7 @@ from typing import Any
 import filelock
 import jax
 
-from vgg_jax.config import DTYPES, Config, dtype_for
+from vgg_jax.config import DTYPES, Config, dtype_for, type_problems, value_problems
 from vgg_jax.console import log
 from vgg_jax.errors import UserError
 from vgg_jax.training.class_names import check_same_classes, saved_class_names
@@ -125,9 +125,11 @@ def read_config(workdir: str) -> Config:
     try:
         with open(path) as file:
             config: Config = _build(Config, json.load(file))
-            return config
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{workdir} is not the directory of a run: {path}: {error}") from None
+    if problems := type_problems(config) or value_problems(config):
+        raise UserError(f"{workdir} is not the directory of a run: {path}: {problems[0]}; restore the file")
+    return config
 
 
 def _build(node: Any, tree: dict[str, Any]) -> Any:

@@ -16,6 +16,8 @@ MAGIC = {
     b"\x89PNG": ("a PNG image", "download the file itself"),
     b"\xff\xd8\xff": ("a JPEG image", "download the file itself"),
 }
+# NotImplementedError: a version of the format that Python does not read.
+ZIP_ERRORS = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError)
 SSTABLE = bytes.fromhex("57fb808b247547db")  # the last bytes of TensorFlow's .index files and of its first checkpoints
 EXPORT = "save its variables as .safetensors, or the network as Keras' .h5"
 
@@ -58,7 +60,7 @@ def _describe_zip(path: str, size: int) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except ZIP_ERRORS:
         return None
     if any(name.endswith(".npy") for name in names):
         return f"a NumPy archive (.npz) of {size:,} bytes; save the arrays with safetensors.numpy.save_file"

@@ -16,7 +16,7 @@ from vgg_jax.data.preprocessing import FEATURES, IMAGENET, Preprocessing
 from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
 from vgg_jax.weights.cleaning import torchvision_names
-from vgg_jax.weights.contents import describe_content
+from vgg_jax.weights.contents import ZIP_ERRORS, describe_content
 from vgg_jax.weights.imagenet_classes import imagenet_classes, is_imagenets
 from vgg_jax.weights.keras_files import is_keras_archive, read_keras_file
 from vgg_jax.weights.keras_networks import from_keras
@@ -206,7 +206,7 @@ def _is_pth(path: str) -> bool:
     """Return whether the file is an archive of torch.save or, as before PyTorch 1.6, a bare pickle."""
     head = _head(path, 4)
     if head.startswith(b"PK\x03\x04"):
-        with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as archive:
+        with contextlib.suppress(*ZIP_ERRORS), zipfile.ZipFile(path) as archive:
             return any(name.endswith("data.pkl") for name in archive.namelist())
         return False
     return head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")  # the protocols of pickle

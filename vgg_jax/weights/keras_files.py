@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from vgg_jax.errors import UserError, require
+from vgg_jax.weights.contents import ZIP_ERRORS
 from vgg_jax.weights.keras_configs import MODELS, Step, steps_of
 
 MOST_ITEMS = 20_000  # groups and arrays of one file; VGG-19 has about 100
@@ -49,7 +50,7 @@ class KerasFile(NamedTuple):
 
 def is_keras_archive(path: str) -> bool:
     """Return whether the file is an archive with the members of a .keras file."""
-    with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as archive:
+    with contextlib.suppress(*ZIP_ERRORS), zipfile.ZipFile(path) as archive:
         return set(MEMBERS) <= set(archive.namelist())
     return False
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vgg_jax.errors import UserError, first_line, require
+from vgg_jax.weights.contents import ZIP_ERRORS
 from vgg_jax.weights.metadata import attach_to
 
 LARGEST = 4 * 2**30  # bytes of one file's arrays: a VGG-19 in float64 has 1.15 GB
@@ -84,7 +85,7 @@ def _check_archive(path: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except ZIP_ERRORS as error:
         raise UserError(f"not a whole archive: {error}") from None
     size = sum(member.file_size for member in members)
     # torch.save stores without compression, so a compressed member is not its work and may be a decompression bomb.

@@ -1,0 +1,17 @@
+"""Damaged files of every kind give a result or one line, within seconds and without much memory; see `tests.fuzz`."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.fuzz import KINDS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mutated_files_are_read_or_refused(kind):
+    """In a process of its own, which may run out of memory, hang or crash without ending the tests."""
+    command = [sys.executable, "-m", "tests.fuzz", kind, "--count", "500"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
+    assert f"{kind}: 500 mutations" in done.stdout
