@@ -8,6 +8,7 @@ number, from which the same mutation can be made again.
 """
 
 import argparse
+import copy
 import faulthandler
 import functools
 import io
@@ -89,7 +90,7 @@ def mutate_json(random: random.Random, data: bytes) -> bytes:
             path.append((node, key))
             node = node[key]
         if not path:
-            return json.dumps(random.choice(VALUES)).encode()
+            return json.dumps(copy.deepcopy(random.choice(VALUES))).encode()
         parent, key = path[-1]
         match random.randrange(4):
             case 0:
@@ -97,9 +98,9 @@ def mutate_json(random: random.Random, data: bytes) -> bytes:
             case 1 if isinstance(parent, dict):
                 parent[random.choice(("", "a", key + "_", key.upper()))] = parent.pop(key)
             case 2 if isinstance(parent, dict):
-                parent[random.choice(("", "extra", key * 2))] = random.choice(VALUES)
+                parent[random.choice(("", "extra", key * 2))] = copy.deepcopy(random.choice(VALUES))
             case _:
-                parent[key] = random.choice(VALUES)
+                parent[key] = copy.deepcopy(random.choice(VALUES))
     return json.dumps(tree).encode()
 
 

@@ -56,6 +56,13 @@ def describe_content(path: str) -> str | None:
     return _describe_text(head, size)
 
 
+def is_zip(path: str) -> bool:
+    """Return whether the file is a zip archive that Python reads."""
+    with contextlib.suppress(*ZIP_ERRORS):
+        return zipfile.is_zipfile(path)
+    return False
+
+
 def _describe_zip(path: str, size: int) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:

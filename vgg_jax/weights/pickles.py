@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vgg_jax.errors import UserError, first_line, require
-from vgg_jax.weights.contents import ZIP_ERRORS
+from vgg_jax.weights.contents import ZIP_ERRORS, is_zip
 from vgg_jax.weights.metadata import attach_to
 
 LARGEST = 4 * 2**30  # bytes of one file's arrays: a VGG-19 in float64 has 1.15 GB
@@ -80,7 +80,7 @@ def import_torch() -> Any:
 
 def _check_archive(path: str) -> None:
     """Raise UserError if the file is a zip archive that torch.save cannot have written."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
@@ -112,7 +112,7 @@ def _global_names(path: str) -> list[str]:
 
 def _pickles(path: str) -> Iterator[io.BufferedIOBase]:
     """Yield the pickles of a file of torch.save; the old form has four of them, one after the other."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         with open(path, "rb") as file:
             for _ in range(4):
                 yield file
@@ -122,7 +122,7 @@ def _pickles(path: str) -> Iterator[io.BufferedIOBase]:
             if member.filename.endswith("data.pkl"):
                 _check_size(member.file_size)
                 # torch.load names the damage if the member cannot be read.
-                with contextlib.suppress(zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError):
+                with contextlib.suppress(*ZIP_ERRORS, RuntimeError):
                     content = archive.read(member)
                     yield io.BytesIO(content)
 
