@@ -18,7 +18,8 @@ import ml_dtypes
 import numpy as np
 
 from vgg_jax.errors import UserError, require
-from vgg_jax.weights.contents import ZIP_ERRORS
+from vgg_jax.weights.contents import ZIP_ERRORS, is_zip
+from vgg_jax.weights.hdf5_probe import check_structure
 from vgg_jax.weights.keras_configs import MODELS, Step, steps_of
 
 MOST_ITEMS = 20_000  # groups and arrays of one file; VGG-19 has about 100
@@ -70,11 +71,13 @@ def read_keras_file(path: str) -> KerasFile:
     h5py = require("h5py", "keras")
     try:
         if not is_keras_archive(path):
-            if zipfile.is_zipfile(path):
+            if is_zip(path):
                 raise UserError(f"an archive without {' and '.join(MEMBERS)}; expected one that Keras 3 wrote")
+            _check_structure(path)
             with h5py.File(path, "r") as file:
                 return _read(file, os.path.getsize(path), None)
         config, weights = _members(path)
+        _check_structure(path)
         with h5py.File(io.BytesIO(weights), "r") as file:
             return _read(file, len(weights), json.loads(config))
     except UserError:
@@ -83,6 +86,12 @@ def read_keras_file(path: str) -> KerasFile:
         raise UserError(
             f"not a whole file of Keras weights ({type(error).__name__}: {str(error)[:100]}); download or save it again"
         ) from None
+
+
+def _check_structure(path: str) -> None:
+    """Raise UserError if the HDF5 library hangs or crashes on the file."""
+    if not check_structure(path):
+        raise UserError("damaged: the HDF5 library does not get through its structure; download or save it again")
 
 
 def _members(path: str) -> tuple[bytes, bytes]:

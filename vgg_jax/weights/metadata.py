@@ -60,9 +60,10 @@ def from_json(metadata: Mapping[str, Any], param_dtype: Any) -> Stated | None:
     if "vgg" not in metadata:
         return None
     try:
-        model = VGG(
-            **_with_tuples(json.loads(metadata["vgg"])), dtype=np.dtype(metadata["dtype"]), param_dtype=param_dtype
-        )
+        fields = _with_tuples(json.loads(metadata["vgg"]))
+        if wrong := [name for name, value in fields.items() if not _has_type(name, value)]:
+            raise TypeError(f"{wrong[0]} is {fields[wrong[0]]!r:.100}")
+        model = VGG(**fields, dtype=np.dtype(metadata["dtype"]), param_dtype=param_dtype)
         stated = json.loads(metadata.get("preprocessing", "null"))
         preprocessing = None if stated is None else Preprocessing(**_with_tuples(stated))
         classes = json.loads(metadata.get("classes", "null"))
@@ -90,6 +91,16 @@ def attached_to(state_dict: Any) -> dict[str, str]:
     entry = root.get("") if isinstance(root, Mapping) else None
     strings = entry.get(PTH_KEY) if isinstance(entry, Mapping) else None
     return {k: v for k, v in strings.items() if isinstance(v, str)} if isinstance(strings, Mapping) else {}
+
+
+def _has_type(name: str, value: Any) -> bool:
+    """Return whether a value has the type of a field of VGG, as the default shows it."""
+    default = getattr(VGG, name, None)
+    if name in ("num_classes", "final_layer"):
+        return value is None or type(value) is (int if name == "num_classes" else str)
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(type(item) is int for item in value)
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def _fit(classes: Any, num_classes: int | None) -> bool:
