@@ -341,12 +341,29 @@ def test_other_convolutions_are_refused_by_name(options, problem, keras, trunk, 
         load(save(trunk(300, **options), tmp_path / "net.keras"))
 
 
-def test_truncated_networks_are_refused(keras, trunk, tmp_path):
-    base = trunk(64)
-    for suffix in SUFFIXES:
-        part = keras.Model(base.input, base.get_layer("block4_conv3").output)
-        with raises_user_error("its 10 convolutions end with block4_conv3; expected all 13"):
-            load(save(part, tmp_path / f"net{suffix}"))
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_truncated_networks_give_the_maps_of_keras(suffix, keras, trunk, tmp_path, capsys):
+    """As for style transfer: up to a convolution inside a stage, at its end, or up to its pool."""
+    base = trunk(32)
+    for layer, final in (("block4_conv1", "relu4_1"), ("block4_conv3", "relu4_3"), ("block3_pool", "pool3")):
+        part = keras.Model(base.input, base.get_layer(layer).output)
+        net = load(save(part, tmp_path / f"net{suffix}"), preprocessing=authors(32))
+        assert (net.model.depth, net.model.final_layer, net.model.num_classes) == (16, final, None)
+        assert f"up to {final}" in capsys.readouterr().err
+        images = raw_images(32)
+        maps = net(np.stack([net.preprocess(image) for image in images]))
+        assert relative_error(maps, keras_output(keras, part, images)) < 1e-5
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_heads_of_truncated_networks_are_refused(suffix, keras, trunk, tmp_path, capsys):
+    base = trunk(32)
+    pooled = keras.layers.GlobalAveragePooling2D(name="averages")(base.get_layer("block4_conv3").output)
+    for output in (pooled, keras.layers.Dense(3, name="odd")(pooled)):
+        path = save(keras.Model(base.input, output), tmp_path / f"net{suffix}")
+        with raises_user_error("its convolutions end with block4_conv3, and ", " follows", "features_only=True"):
+            load(path)
+        assert load(path, features_only=True).model.final_layer == "relu4_3"
 
 
 def test_networks_with_automatic_names_are_read_by_shapes(keras, trunk, tmp_path, capsys):
@@ -395,6 +412,8 @@ def test_other_names_of_legacy_files_are_read(rename, keras, trunk, tmp_path):
     found = jax.nn.softmax(net(np.stack([net.preprocess(image) for image in images])))
     assert relative_error(found, keras_output(keras, network, images)) < 1e-5
     assert (net.model.hidden, net.model.num_classes) == ((24, 16), 5)
+    write_legacy(tmp_path / "notop.h5", legacy_weights(trunk(64), rename))
+    assert load(tmp_path / "notop.h5").model.num_classes is None
 
 
 def test_theano_files_are_converted_or_refused(keras, trunk, tmp_path):
@@ -436,8 +455,9 @@ def test_weights_without_names_of_layers_are_read(keras, trunk, tmp_path):
 def test_content_decides_the_format_of_keras_files(keras, trunk, tmp_path):
     base = trunk(32)
     for suffix in SUFFIXES:
-        path = save(base, tmp_path / f"net{suffix}").rename(tmp_path / f"as{suffix.replace('.', '_')}.bin")
-        assert load(path).model.depth == 16
+        for other in (".bin", ".hdf5", ".HDF5", ".ckpt"):
+            path = save(base, tmp_path / f"net{suffix}").rename(tmp_path / f"as{suffix.replace('.', '_')}{other}")
+            assert load(path).model.depth == 16
     published_layout(base, tmp_path / "net.hdf5")
     assert load(tmp_path / "net.hdf5").model.depth == 16
 

@@ -11,15 +11,18 @@ from tests.weights.test_layouts import assert_equal_trees, variables_of
 from vgg_jax import VGG, from_torch, to_torch
 from vgg_jax.weights.formats import load_file
 
-WRAPPERS = ("none", "state_dict", "model", "net", "model_state_dict")
+WRAPPERS = ("none", "state_dict", "model", "net", "model_state_dict", "weights")
 PREFIXES = {
     "none": lambda name: name,
     "module.": lambda name: f"module.{name}",
     "model.": lambda name: f"model.{name}",
     "net.": lambda name: f"net.{name}",
     "backbone.": lambda name: f"backbone.{name}",
+    "encoder.": lambda name: f"encoder.{name}",
+    "vgg.": lambda name: f"vgg.{name}",
     "_orig_mod.": lambda name: f"_orig_mod.{name}",
     "two at once": lambda name: f"_orig_mod.module.{name}",
+    "four at once": lambda name: f"module._orig_mod.model.backbone.{name}",
     "module in features": lambda name: name.replace("features.", "features.module."),
 }
 SMALL = dict(num_classes=10, pool_size=1, hidden=())
@@ -49,7 +52,10 @@ def check(path, weights, notes):
 
 
 def test_wrapped_and_prefixed_pth_files_are_read(weights, tmp_path):
-    for wrapper, (prefix, rename) in itertools.product(WRAPPERS, PREFIXES.items()):
+    """Each wrapper without a prefix, each prefix without a wrapper, and all prefixes in one wrapper."""
+    pairs = {("none", "none"), *itertools.product(WRAPPERS, ["none"]), *itertools.product(["none", "model"], PREFIXES)}
+    for wrapper, prefix in sorted(pairs):
+        rename = PREFIXES[prefix]
         renamed = {rename(name): tensor for name, tensor in weights.items()}
         content = renamed if wrapper == "none" else {wrapper: renamed, "epoch": 3, "optimizer": {"state": {}}}
         torch.save(content, tmp_path / "a.pth")

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
+from vgg_jax.data.listing import normal
 from vgg_jax.data.preprocessing import AUTHORS, CHANNEL_ORDERS, CIFAR10, IMAGENET, Preprocessing
 from vgg_jax.errors import UserError
 from vgg_jax.network import Network, load
@@ -29,6 +30,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         choices=CHANNEL_ORDERS,
         help="order of the channels, also in --mean and --std (default: L for one mean, else RGB)",
     )
+    group.add_argument("--no-exif", action="store_true", help="leave photographs as stored, without the EXIF turn")
     group.add_argument("--classes", metavar="FILE", help="names of the classes by label, one a line, in UTF-8")
     group.add_argument("--features-only", action="store_true", help="load the convolutional part without the head")
     group.add_argument("--outputs", choices=OUTPUTS, help="what the outputs mean (default: as the source states)")
@@ -67,7 +69,7 @@ def read_names(path: str) -> tuple[str, ...]:
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
-            names = [line.strip() for line in file.read().rstrip().split("\n")]
+            names = [normal(line.strip()) for line in file.read().rstrip().split("\n")]
     except UnicodeDecodeError:
         raise UserError(f"{path} is not in UTF-8; expected the names of the classes: convert the file") from None
     except OSError as error:
@@ -85,6 +87,7 @@ def _given_fields(options: argparse.Namespace) -> dict[str, Any]:
         "mean": options.mean and _numbers("--mean", options.mean),
         "std": options.std and _numbers("--std", options.std),
         "channel_order": options.channel_order,
+        "exif": False if options.no_exif else None,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

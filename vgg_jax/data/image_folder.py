@@ -151,6 +151,9 @@ def remedy(split: str, found: Sequence[str]) -> str:
     meant = [name for name in found if name.lower() in kin and split in kin]
     if meant:
         return f"; did you mean {meant[0]}? Set config.data.{field}={meant[0]}, or --split {meant[0]}"
+    if field == "eval_split" and (whole := [name for name in found if name.lower() in ("training", *WHOLE)]):
+        parts = f"config.data.train_split='{whole[0]}[:80%]' and config.data.eval_split='{whole[0]}[80%:]'"
+        return f"; set config.data.eval_split, or --split, to one of them, or use parts: set {parts}"
     return f"; set config.data.{field}, or --split, to one of them" if found else ""
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from vgg_jax.data.listing import normal
 from vgg_jax.errors import UserError
 from vgg_jax.weights.imagenet_classes import imagenet_classes, imagenet_synsets
 
@@ -11,7 +12,8 @@ MOST_NAMES = 10  # in a message
 def network_labels(data: str, names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]:
     """Return the network's label for each class of a data set.
 
-    ImageNet's classes are found under ImageNet's names and under WordNet identifiers, such as n01440764.
+    ImageNet's classes are found under ImageNet's names and under WordNet identifiers, such as n01440764. Names are
+    compared in Unicode's form NFC.
 
     Args:
       data: the name of the data set, for messages.
@@ -22,11 +24,12 @@ def network_labels(data: str, names: Sequence[str], classes: Sequence[str]) -> t
       UserError: if the network lacks some of the classes, or has two of one name.
     """
     places: dict[str, list[int]] = {}
-    for label, name in enumerate(classes):
+    for label, name in enumerate(map(normal, classes)):
         places.setdefault(name, []).append(label)
     if tuple(classes) == imagenet_classes():
         places |= {synset: [label] for label, synset in enumerate(imagenet_synsets())}
-    if tuple(names) == tuple(classes):
+    names = [normal(name) for name in names]
+    if names == list(map(normal, classes)):
         return tuple(range(len(names)))
     if unknown := [name for name in names if name not in places]:
         raise UserError(

@@ -9,6 +9,7 @@ from typing import Any
 from vgg_jax.config import Config
 from vgg_jax.console import log
 from vgg_jax.data.dataset import Split
+from vgg_jax.data.listing import normal
 from vgg_jax.errors import UserError
 from vgg_jax.training.checkpoints import saved_steps
 from vgg_jax.training.checksums import read_metadata
@@ -29,7 +30,7 @@ def resolve_classes(config: Config, split: Split) -> Config:
     Raises:
       UserError: if `config.data.class_names` differs from the names that the data state, or has another number.
     """
-    given, stated = config.data.class_names, split.class_names
+    given, stated = (tuple(map(normal, names)) for names in (config.data.class_names, split.class_names))
     if given and stated and given != stated:
         raise UserError(
             f"config.data.class_names differs from the classes of {split.name}: {difference(stated, given)}; "
@@ -72,7 +73,8 @@ def check_same_classes(workdir: str, old: Sequence[str], new: Sequence[str]) -> 
       old: the class names of the run so far; empty if they are unknown, as for runs of older versions.
       new: the class names of the data.
     """
-    if not old or tuple(old) == tuple(new):
+    old, new = [normal(name) for name in old], [normal(name) for name in new]
+    if not old or old == new:
         return
     if not new:
         raise UserError(

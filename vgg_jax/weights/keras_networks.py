@@ -64,7 +64,8 @@ def from_keras(file: KerasFile, features_only: bool = False) -> KerasNetwork:
         notes += [f"the head is left out: {', '.join(left_out)}"] if left_out else []
     else:
         try:
-            head = (_stated_head if file.has_config else _assumed_head)(file, trunk, side)
+            head_of = _stated_head if file.has_config else _assumed_head
+            head = _no_head(file, trunk) if trunk.model.final_layer else head_of(file, trunk, side)
         except UserError as error:
             raise UserError(
                 f"{error}; load its convolutional part alone with features_only=True or --features-only"
@@ -115,6 +116,19 @@ def _parameters(layer: KerasLayer) -> dict[str, jnp.ndarray]:
         if not np.isfinite(array.astype(np.float32) if array.dtype.itemsize == 2 else array).all():
             raise UserError(f"holds numbers that are not finite, in {layer.name}")
     return {"kernel": jnp.array(kernel), "bias": jnp.array(bias)}
+
+
+def _no_head(file: KerasFile, trunk: Trunk) -> Head:
+    """Return the head of a truncated network, which has none; raise UserError if layers follow its last map."""
+    pools = [] if file.has_config else [layer for layer in file.layers if layer.kind in (*POOLS, "flatten")]
+    for layer in (*trunk.after, *pools):
+        if not is_identity(layer):
+            raise UserError(
+                f"its convolutions end with {trunk.convs[-1].name}, and {describe(layer)} follows; expected all of a "
+                "VGG's before a head"
+            )
+    note = f"it is VGG-{trunk.model.depth}, the shallowest with such convolutions, up to {trunk.model.final_layer}"
+    return Head(dict(num_classes=None, hidden=()), [], notes=(note,))
 
 
 def _stated_head(file: KerasFile, trunk: Trunk, side: int | None) -> Head:

@@ -116,7 +116,7 @@ def _check_arrays(convs: list[KerasLayer]) -> None:
 
 
 def _column(convs: list[KerasLayer]) -> VGG:
-    """Return the network whose convolutions have the shapes of the file's."""
+    """Return the shallowest network whose convolutions, or the first of them, have the shapes of the file's."""
     found = [conv.arrays[0].shape for conv in convs]
     widths = [shape[3] for shape in found]
     linked = all(a[3] == b[2] for a, b in itertools.pairwise(found))
@@ -126,11 +126,9 @@ def _column(convs: list[KerasLayer]) -> VGG:
         actual = [(*shape[:2], shape[3]) for shape in found]
         if linked and actual == expected:
             return model
-        if linked and actual == expected[: len(actual)] and model.depth == 16:
-            raise UserError(
-                f"its {len(convs)} convolutions end with {convs[-1].name}; expected all 13 of VGG-16 or 16 of VGG-19: "
-                "save the complete network"
-            )
+        if linked and actual == expected[: len(actual)]:
+            final_layer = layers[len(actual) - 1].name.replace("conv", "relu")
+            return model.clone(num_classes=None, hidden=(), final_layer=final_layer)
     raise UserError(
         f"its {len(convs)} convolutions have {', '.join(map(str, widths))} channels and begin with {convs[0].name}; "
         "expected those of VGG-11, 13, 16 or 19, such as 64, 64, 128, 128, 256, ..."
@@ -139,10 +137,15 @@ def _column(convs: list[KerasLayer]) -> VGG:
 
 def _without_config(file: KerasFile, model: VGG, convs: list[KerasLayer], notes: list[str]) -> Trunk:
     """Return the part of a file that holds weights only: its pools are assumed to be the paper's."""
-    pools = [layer for layer in file.layers if layer.kind == "max_pooling2d"]
-    if pools and len(pools) != 5:
+    pools = sum(layer.kind == "max_pooling2d" for layer in file.layers)
+    ends = _ends(model)
+    before = sum(end < len(convs) for end in ends)  # the pools before the last convolution
+    if model.final_layer and len(convs) in ends and pools == before + 1:
+        model, before = model.clone(final_layer=f"pool{pools}"), pools
+    expected = before if model.final_layer else 5
+    if pools not in (0, expected):
         raise UserError(
-            f"has {len(pools)} max pools and does not state where; expected 5: save the whole model as .keras"
+            f"has {pools} max pools and does not state where; expected {expected}: save the whole model as .keras"
         )
     changing = [layer.name for layer in file.layers if layer.kind in CHANGING]
     if changing:
@@ -151,8 +154,8 @@ def _without_config(file: KerasFile, model: VGG, convs: list[KerasLayer], notes:
     last = max(i for i, layer in enumerate(file.layers) if any(layer is conv for conv in convs))
     for layer in rest:
         inside = layer.container == convs[0].container and not file.is_ordered
-        before = file.is_ordered and any(layer is one for one in file.layers[:last])
-        if layer.arrays[0].ndim != 2 and (inside or before):
+        precedes = file.is_ordered and any(layer is one for one in file.layers[:last])
+        if layer.arrays[0].ndim != 2 and (inside or precedes):
             raise UserError(
                 f"has the layer {describe(layer)} among its convolutions; expected a VGG of Keras, which has "
                 "convolutions, max pools and dense layers only"
@@ -162,7 +165,7 @@ def _without_config(file: KerasFile, model: VGG, convs: list[KerasLayer], notes:
 
 def _with_pools(model: VGG, layers: list[KerasLayer]) -> VGG:
     """Return the network with its max pools, after checking the settings of all layers."""
-    ends = list(itertools.accumulate(sum(layer.kind == "conv" for layer in stage) for stage in model.stages))
+    ends = _ends(model)
     seen, pool_after, activation, padded = 0, list[int](), "relu", False
     for layer in layers:
         settings = layer.settings
@@ -186,7 +189,16 @@ def _with_pools(model: VGG, layers: list[KerasLayer]) -> VGG:
         else:
             _expect(is_identity(layer), layer, "is among the convolutions; VGG has no such layer")
     _expect(activation == "relu", layers[-1], f"follows an activation {activation}; expected relu")
-    return model.clone(pool_after=tuple(pool_after))
+    final_layer = model.final_layer
+    if final_layer and seen in ends and ends.index(seen) + 1 in pool_after:
+        final_layer = f"pool{pool_after[-1]}"
+    return model.clone(pool_after=tuple(pool_after), final_layer=final_layer)
+
+
+def _ends(model: VGG) -> list[int]:
+    """Return the number of convolutions up to the end of each stage of the whole network."""
+    stages = model.clone(final_layer=None).stages
+    return list(itertools.accumulate(sum(layer.kind == "conv" for layer in stage) for stage in stages))
 
 
 def _check_conv(layer: KerasLayer, padded: bool) -> None:
