@@ -139,6 +139,17 @@ def test_features_are_the_layer_activations(net):
         net.features(images, ("relu9_9",))
 
 
+def test_shallow_features_need_only_small_images(narrow):
+    model = VGG(16, num_classes=None, hidden=())
+    net = Network(model, random_variables(model, 32, 32, 3), None)
+    images = np.random.default_rng(0).normal(size=(2, 18, 18, 3)).astype(np.float32)
+    assert net.features(images, "relu1_2")["relu1_2"].shape == (2, 18, 18, 8)
+    distance = vgg_jax.features.perceptual_distance(model, net.variables, images, images[::-1], {"relu1_2": 1.0})
+    assert (distance > 0).all()
+    with pytest.raises(ValueError, match="at least 32, which 5 max pools need"):
+        net(images)
+
+
 def test_features_only_drops_the_head(three):
     net = load(three, features_only=True)
     assert (net.model.num_classes, net.model.hidden, net.classes) == (None, (), None)

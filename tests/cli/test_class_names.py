@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import unicodedata
 
 import jax
 import numpy as np
@@ -325,6 +326,21 @@ def test_imagenet_folders_are_matched_by_wordnet_identifiers():
     with raises_user_error("the network has several classes of one name: cat"):
         network_labels("data/val", ("cat",), ("cat", "dog", "cat"))
     assert output_names((), 1000) is None
+
+
+def test_names_are_compared_in_unicode_nfc(run, animals, tmp_path, capsys):
+    """A list of names from macOS is in the form NFD, the names of a run are in NFC."""
+    nfd = [unicodedata.normalize("NFD", name) for name in NAMES]
+    assert nfd != list(NAMES)
+    assert network_labels("data", NAMES[2:], nfd) == network_labels("data", nfd[2:], NAMES) == (2, 3)
+    check_same_classes("run", nfd, NAMES)
+    config = config_for(animals)
+    config.data.class_names = tuple(nfd)
+    assert loop.build(config, loop.make_mesh()).config.data.class_names == NAMES
+    (tmp_path / "names.txt").write_text("\n".join(nfd))
+    arguments = ("--weights", run, "--classes", tmp_path / "names.txt", "--dataset", animals, "--split", "test")
+    assert command(evaluate, *arguments, "--output", tmp_path) == 0
+    assert error_of(tmp_path).classes == NAMES
 
 
 def test_fusion_compares_the_classes(tmp_path):

@@ -113,6 +113,7 @@ def test_wrong_options_are_refused_before_anything_is_written(tmp_path, capsys):
         (Preprocessing(32, 32, (0.5,), (0.25,), "L"), "--mean 0.4", Preprocessing(32, 32, (0.4,), (0.25,), "L")),
         (Preprocessing(32, 32, (0.5,), (0.25,), "L"), "--preprocessing cifar10 --resize 40",
          dataclasses.replace(CIFAR10, resize=40)),
+        (AUTHORS, "--no-exif", dataclasses.replace(AUTHORS, exif=False)),
         (AUTHORS, "--channel-order RGB", dataclasses.replace(AUTHORS, channel_order="RGB")),
         (AUTHORS, "", AUTHORS),
     ],

@@ -7,11 +7,13 @@ import sys
 import pytest
 
 from tests.conftest import raises_user_error
+from tests.test_config import CONFIGS
 from vgg_jax.__main__ import SUBCOMMANDS, main
 from vgg_jax.cli.fields import help_text
 from vgg_jax.cli.overrides import ALIASES, FLAG_ALIASES, check_flag, close_field, with_dependents
 from vgg_jax.cli.train import _define_flags, _parse, find_config
 from vgg_jax.config import Config, DataConfig, OptimizerConfig, field_names
+from vgg_jax.training.validation import check_config
 
 LOADED_BY_ML_COLLECTIONS = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
@@ -142,6 +144,18 @@ def test_command_line_resolves_what_follows():
     assert _parse(argv)[0] == config
     with raises_user_error("config.optimizer.warmup_epochs is 5.0; expected 0 or more, below num_epochs"):
         _parse([*argv, "--config.optimizer.warmup_epochs=5"])
+
+
+@LOADED_BY_ML_COLLECTIONS
+@pytest.mark.parametrize("override", ["num_epochs=1", "num_epochs=0.1", "data.image_size=64", "data.image_size=288"])
+def test_one_override_suffices_in_all_configurations(override):
+    """What depends on the field follows, one line for each change, and the checks accept the result."""
+    for path in CONFIGS:
+        config, _, lines = _parse(["--config", str(path), f"--config.{override}"])
+        check_config(config)
+        assert all(line.startswith("config.") and line.count("\n") == 0 for line in lines)
+        assert config.optimizer.warmup_epochs < config.num_epochs
+        assert config.data.resize >= config.data.image_size
 
 
 def test_help_has_type_value_and_meaning_of_each_field():

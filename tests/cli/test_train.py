@@ -177,6 +177,9 @@ def test_missing_data_without_internet_names_the_paths(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
+        (["--config.optimizer.lr=1"], "did you mean config.optimizer.learning_rate?"),
+        (["--batch_size=32"], "--batch_size is not a flag; did you mean --config.batch_size=32?"),
+        (["--config.data.dataset=./missing"], "./missing does not exist; expected a directory with SPLIT/CLASS/IMAGE"),
         (["--config.optimizer.learning_rte=1"], "did you mean config.optimizer.learning_rate?"),
         (["--config=configs/vgg17.py"], "'configs/vgg17.py', which is not a file; expected one"),
         (

@@ -259,3 +259,5 @@ def test_too_many_pixels_are_refused_in_all_three(monkeypatch, tmp_path):
 def test_images_in_memory_of_unknown_range_are_refused():
     with raises_user_error("floating-point values from an unknown range", "convert it to 8 bits"):
         Preprocessing()(PIL.Image.fromarray(FRACTIONS))
+    with raises_user_error("integers of 32 bits from an unknown range", "convert it to 8 bits"):
+        Preprocessing()(PIL.Image.fromarray(GRAY.astype(np.int32)))

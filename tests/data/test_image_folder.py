@@ -173,6 +173,8 @@ def test_unusable_parts_of_a_folder_are_named(tmp_path, part, message):
             "found train, val; did you mean val? Set config.data.eval_split=val, or --split val",
         ),
         (("training", "test"), "train", "did you mean training? Set config.data.train_split=training"),
+        (("train",), "test", "found train; set config.data.eval_split, or --split, to one of them, or use parts: set"),
+        (("train",), "test", "set config.data.train_split='train[:80%]' and config.data.eval_split='train[80%:]'"),
         (("fold1", "fold2"), "train", "found fold1, fold2; set config.data.train_split, or --split, to one of them"),
     ],
 )
@@ -234,3 +236,12 @@ def test_class_names_of_tfds_are_kept_if_they_are_real(tmp_path, data_dir):
     write_tfds(str(tmp_path), "animals", "1.0.0", features, {"train": [example]})
     assert open_split(f"{tmp_path}/animals/1.0.0", "train", data_dir="").class_names == ("cat", "dog")
     assert open_split("digits", "train", data_dir=data_dir).class_names == ()  # only the numbers
+
+
+@pytest.mark.parametrize("prefix", ["", "train/"])
+def test_configuration_divides_one_folder(prefix, tmp_path):
+    write_images(tmp_path, f"{prefix}cat/*.png", f"{prefix}dog/*.png")
+    data = DataConfig(str(tmp_path), train_split="train[:80%]", eval_split="train[80%:]")
+    train, test = open_splits(Config(data=data))
+    assert (len(train), len(test), train.num_classes, test.num_classes) == (16, 4, 2, 2)
+    assert not set(paths(train)) & set(paths(test))

@@ -74,6 +74,21 @@ def test_fusion_of_d_and_e_has_the_papers_figure(tmp_path):
     assert results.fused(files[:1] * 2)[1] == ""
 
 
+def test_confusion_matrix_shows_the_class_names(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (figures.append(figure), savefig(figure, *a, **k)))
+    names = ("2", "café")
+    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9]], np.float32)
+    result = results.Result(scores, np.array([0, 1, 1]), "A", "dense", "256", (256,), "pets/test", names)
+    results.draw_confusion(result, str(tmp_path / "a.png"))
+    left, right, *_ = figures[0].axes
+    for labels in (left.get_xticklabels(), left.get_yticklabels()):
+        assert [label.get_text() for label in labels] == list(names)
+    assert [label.get_text() for label in right.get_yticklabels()][-1] == "café"  # half of its images are wrong
+
+
 def test_other_files_are_refused(tmp_path):
     with raises_user_error("is not a file of posteriors from vgg-jax evaluate"):
         results.Result.load(str(tmp_path))

@@ -1,14 +1,19 @@
 """Networks under other people's names: renamed if one reading is left, else refused with the names that do not fit."""
 
+import json
+
+import jax
 import numpy as np
+import PIL.Image
 import pytest
 import safetensors.numpy
 import torch
 
-from tests.conftest import raises_user_error
+from tests.conftest import raises_user_error, random_variables
 from tests.weights.test_layouts import assert_equal_trees, variables_of
 from vgg_jax import VGG, from_torch, load, to_torch
-from vgg_jax.data.preprocessing import IMAGENET
+from vgg_jax.cli import predict
+from vgg_jax.data.preprocessing import AUTHORS, CIFAR10, IMAGENET
 from vgg_jax.weights.formats import Loaded, load_file, save_file
 from vgg_jax.weights.imagenet_classes import imagenet_classes, is_imagenets
 
@@ -72,6 +77,7 @@ def check(loaded, model, arrays, *notes):
         ("classifier.0", "classifier.3", "classifier.6.1"),
         ("fc1", "fc2", "fc3"),
         ("fc6", "fc7", "fc8"),
+        ("fc1", "fc2", "predictions"),
         ("classifier.0", "classifier.3", "head"),
         ("classifier.fc6", "classifier.fc7", "classifier.fc8"),
     ],
@@ -82,6 +88,14 @@ def test_heads_under_other_names_are_renumbered(names, suffix, tmp_path):
     theirs = renamed(arrays, dict(zip(("classifier.0", "classifier.3", "classifier.6"), names, strict=True)))
     loaded = load_file(save(tmp_path / f"a.{suffix}", theirs))
     check(loaded, HEADED, arrays, f"its head is {', '.join(names)}: read as classifier.0, classifier.3, classifier.6")
+
+
+@pytest.mark.parametrize("names", [("fc1", "fc2"), ("classifier.1", "classifier.4"), ("classifier.0", "classifier.2")])
+def test_heads_of_two_dense_layers_are_read(names, tmp_path):
+    model = VGG(16, num_classes=5, pool_size=7, hidden=(12,))
+    arrays = arrays_of(model)
+    theirs = renamed(arrays, dict(zip(("classifier.0", "classifier.3"), names, strict=True)))
+    check(load_file(save(tmp_path / "a.pth", theirs)), model, arrays, f"its head is {', '.join(names)}")
 
 
 @pytest.mark.parametrize("name", ["head", "fc", "head.fc", "classifier.1", "classifier"])
@@ -201,6 +215,18 @@ def test_truncated_networks_are_read(final, batch_norm, tmp_path, capsys):
         check(read, model.clone(depth=shallowest), arrays, f"VGG-{shallowest}, the shallowest", f"up to {final}")
     assert from_torch(arrays)[0] == read.model
     assert f"up to {final}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("kind", ["Gatys", "SSD", "LPIPS", "AdaIN"])
+def test_truncated_networks_under_other_names_are_read(kind, suffix, tmp_path):
+    model = VGG(16, num_classes=None, hidden=(), final_layer="relu4_1")
+    arrays = arrays_of(model)
+    names = {"Gatys": paper_names(FEATURES), "SSD": {"features": "vgg"}, "LPIPS": lpips_names(FEATURES), "AdaIN": {}}
+    theirs = renamed(arrays, names[kind])
+    if kind == "AdaIN":  # bare numbers
+        theirs = {name.removeprefix("features."): array for name, array in arrays.items()}
+    check(load_file(save(tmp_path / f"a.{suffix}", theirs)), model, arrays, "up to relu4_1")
 
 
 def test_truncated_networks_are_saved_and_applied(tmp_path, capsys):
@@ -363,7 +389,7 @@ def test_torchvisions_own_layout_is_imagenets(layout, tmp_path, monkeypatch):
         theirs = renamed(theirs, names)
     read = load_file(save(tmp_path / "a.safetensors", theirs))
     assert (read.preprocessing, read.classes) == (IMAGENET, imagenet_classes())
-    assert [note for note in read.notes if "ImageNet" in note]
+    assert len([note for note in read.notes if "ImageNet" in note]) == 1
     read = load_file(tmp_path / "a.safetensors", features_only=True)
     assert (read.preprocessing, read.classes) == (IMAGENET, None)
     torch.save(
@@ -377,3 +403,41 @@ def test_torchvisions_own_layout_is_imagenets(layout, tmp_path, monkeypatch):
 def test_other_shapes_are_not_imagenets(model, tmp_path):
     read = load_file(save(tmp_path / "a.safetensors", arrays_of(model.clone(hidden=model.hidden and (12, 12)))))
     assert (read.preprocessing, read.classes) == (None, None)
+
+
+OTHER = ("--mean=0.4,0.5,0.6", "--std=0.2,0.3,0.4", "--resize=32", "--crop=32")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "mean", "std", "order"),
+    [
+        ("pth", ["--preprocessing=cifar10"], CIFAR10.mean, CIFAR10.std, "RGB"),
+        ("safetensors", OTHER, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "RGB"),
+        ("pth", [*OTHER, "--channel-order=BGR"], (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "BGR"),
+        ("pth", ["--preprocessing=authors", "--resize=32", "--crop=32"], AUTHORS.mean, AUTHORS.std, "BGR"),
+    ],
+    ids=["CIFAR", "mean", "BGR", "authors"],
+)
+def test_networks_of_other_data_need_their_preprocessing(suffix, options, mean, std, order, tmp_path, capsys):
+    """Without options the command refuses; with them it gives the probabilities of views made by hand."""
+    model = VGG(11, **SMALL)
+    variables = random_variables(model, 32, 32, 3)
+    variables["params"]["fc8"]["kernel"] *= 100 * min(std)  # so that the view shows, and no probability is 1
+    weights, image = save(tmp_path / f"a.{suffix}", to_torch(model, variables)), tmp_path / "image.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(image)
+    command = ["--weights", str(weights), "--json", "--top=10", str(image)]
+    assert predict.main(command) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    for option in ("imagenet, authors or cifar10", "--mean", "--std", "--resize", "--crop", "--channel-order"):
+        assert option in error
+    assert predict.main([*command, *options]) == 0
+    answers = json.loads(capsys.readouterr().out)["predictions"]
+
+    def expected(order):
+        view = (pixels[..., :: -1 if order == "BGR" else 1] / 255 - mean) / std
+        probabilities = jax.nn.softmax(model.apply(variables, view[None].astype(np.float32))[0])
+        return np.asarray(probabilities)[[answer["class"] for answer in answers]]
+
+    np.testing.assert_allclose([answer["probability"] for answer in answers], expected(order), rtol=1e-3)
+    assert np.abs(expected("RGB") - expected("BGR")).max() > 1e-3
