@@ -148,12 +148,14 @@ def test_turned_photographs_are_evaluated_as_predicted(order, exif, tmp_path, ca
     assert code == 0
     net = load(tmp_path / "net.safetensors")
     predictions = net.predict(tmp_path / "val", top=3)
-    with np.load(tmp_path / "out" / "center_crop.npz") as file:
-        for row, prediction in zip(file["posteriors"], predictions, strict=True):
-            np.testing.assert_allclose(row[list(prediction.labels)], prediction.probabilities, atol=1e-5)
     other = dataclasses.replace(net, preprocessing=dataclasses.replace(prepare, exif=not exif))
+    others = other.predict(tmp_path / "val", top=3)
+    assert run((*arguments, "--no-exif", "--output", tmp_path / "stored"), capsys)[0] == 0
+    for folder, expected in (("out", predictions), ("stored", others if exif else predictions)):
+        with np.load(tmp_path / folder / "center_crop.npz") as file:
+            for row, prediction in zip(file["posteriors"], expected, strict=True):
+                np.testing.assert_allclose(row[list(prediction.labels)], prediction.probabilities, atol=1e-5)
     differences = [
-        np.abs(np.subtract(a.probabilities, b.probabilities)).max()
-        for a, b in zip(predictions, other.predict(tmp_path / "val", top=3), strict=True)
+        np.abs(np.subtract(a.probabilities, b.probabilities)).max() for a, b in zip(predictions, others, strict=True)
     ]
     assert max(differences) > 1e-3
