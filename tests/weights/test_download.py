@@ -76,6 +76,11 @@ def test_authors_weights_are_downloaded_once_and_checked(tmp_path, monkeypatch):
     with raises_user_error("has md5", "expected 64373286793e3c8b2b4e3219cbf3544b"):
         load_pretrained("vgg16_caffe")
     assert os.listdir(tmp_path / "cache") == []
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "_check", lambda *_: os.stat(tmp_path / "missing"))
+        with raises_user_error("vgg16_caffe is not cached, and cannot be downloaded"):
+            load_pretrained("vgg16_caffe")
+    assert os.listdir(tmp_path / "cache") == []
     md5 = hashlib.md5((tmp_path / "vgg16.h5").read_bytes()).hexdigest()
     monkeypatch.setitem(download.AUTHORS_MD5, "vgg16_caffe", md5)
     model, variables, preprocessing, *_ = load_pretrained("vgg16_caffe")

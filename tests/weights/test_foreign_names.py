@@ -124,6 +124,15 @@ def test_dense_layers_without_room_for_relus_are_refused(tmp_path):
         load_file(save(tmp_path / "a.pth", theirs))
 
 
+@pytest.mark.parametrize("number", ["²", "9" * 5000])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_digits_that_are_no_numbers_are_read_as_text(number, suffix, tmp_path):
+    """`"²".isdigit()` holds and `int("²")` fails; so does `int` of more than 4300 digits."""
+    names = {name: f"{name.rpartition('.')[0]}.{number}{i}" for i, name in enumerate(paper_names(HEADED))}
+    arrays = renamed(arrays_of(HEADED), names)
+    assert load_file(save(tmp_path / f"net{suffix}", arrays)).model == HEADED
+
+
 def test_unknown_heads_are_left_out_on_request(tmp_path, capsys):
     arrays = arrays_of(HEADED)
     theirs = renamed(arrays, {"classifier": "decoder"}) | {"decoder.9.gain": np.ones(4, np.float32)}

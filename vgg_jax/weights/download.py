@@ -1,6 +1,8 @@
 """Pretrained networks by name: downloaded once, checked, and read from the cache afterwards."""
 
+import contextlib
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -109,13 +111,13 @@ def _download(url: str, path: str, name: str, md5: str) -> None:
                     bar.update(len(chunk) / 1e6)
         _check(partial, "md5", md5)
         os.replace(partial, path)
-    except UserError:
-        os.remove(partial)
-        raise
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise UserError(
             f"{name} is not cached, and cannot be downloaded ({error}); download {url} elsewhere and put it at {path}"
         ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(partial)  # it has its final name if all went well
 
 
 def _check(path: str, algorithm: str, expected: str) -> None:

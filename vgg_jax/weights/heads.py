@@ -86,6 +86,6 @@ def _leave_room(chain: Sequence[str]) -> bool:
     numbers = [path[1] if len(path) > 1 else path[0] for path in paths]
     if len(parents) > 1 and any(len(path) > 1 for path in paths):
         return True
-    if not all(number.isdigit() for number in numbers):
+    if not all(number.isdecimal() and len(number) < 9 for number in numbers):
         return True
     return all(int(b) - int(a) > 1 for a, b in itertools.pairwise(numbers))

@@ -21,6 +21,7 @@ from vgg_jax.errors import UserError, require
 from vgg_jax.weights.contents import ZIP_ERRORS, is_zip
 from vgg_jax.weights.hdf5_probe import check_structure
 from vgg_jax.weights.keras_configs import MODELS, Step, steps_of
+from vgg_jax.weights.prefixes import natural_key
 
 MOST_ITEMS = 20_000  # groups and arrays of one file; VGG-19 has about 100
 LARGEST_CONFIG = 16 * 2**20  # bytes of JSON
@@ -138,7 +139,7 @@ class _Datasets:
 
     def groups(self, group: Any, depth: int) -> Iterator[tuple[str, Any]]:
         """Yield the name and the group of each child that is a group, in natural order, or of none at depth 0."""
-        for name in sorted(group, key=_natural) if depth else ():
+        for name in sorted(group, key=natural_key) if depth else ():
             self.items_left -= 1
             if self.items_left < 0:
                 raise UserError(f"holds more than {MOST_ITEMS:,} groups; expected the weights of a VGG")
@@ -200,7 +201,7 @@ def _keras3_layers(root: Any, datasets: _Datasets) -> list[KerasLayer]:
         for name, child in datasets.groups(group, depth):
             if name == "vars":
                 if path:
-                    arrays = [datasets.array(child, key) for key in sorted(child, key=_natural)]
+                    arrays = [datasets.array(child, key) for key in sorted(child, key=natural_key)]
                     layers.append(KerasLayer(names[-1], base_name(path[-1]), tuple(arrays), {}, names[:-1], path))
                 continue
             if name == "layers":
@@ -245,12 +246,7 @@ def base_name(name: str) -> str:
 def _names(group: Any, attribute: str) -> list[str]:
     """Return a list of names among the attributes; Keras splits a long one into attributes with numbers."""
     parts = [name for name in group.attrs if re.fullmatch(rf"{attribute}\d*", name)]
-    return [_text(name) for part in sorted(parts, key=_natural) for name in group.attrs[part]]
-
-
-def _natural(name: str) -> list[Any]:
-    """Return a key that sorts conv2d_2 before conv2d_10, and conv2d first."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [_text(name) for part in sorted(parts, key=natural_key) for name in group.attrs[part]]
 
 
 def _text(value: Any) -> str:

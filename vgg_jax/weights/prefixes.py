@@ -60,7 +60,7 @@ ONE = "expected one: in PyTorch, save only the state dict of the one to load"
 def natural_key(name: str) -> list[Any]:
     """Return a key for `sorted` that orders numbers in names by value: conv2 before conv10."""
     parts = re.split(r"(\d{1,9})", name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
 def listed(names: Iterable[str]) -> str:

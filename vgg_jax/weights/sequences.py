@@ -131,7 +131,7 @@ def _check_numbers(names: Sequence[str], layers: Sequence[str], batch_norm: bool
       UserError: if there are pools at other places, or modules that a VGG lacks.
     """
     last = [name.rpartition(".")[2] for name in names]
-    if not all(part.isdigit() and len(part) < 9 for part in last):
+    if not all(part.isdecimal() and len(part) < 9 for part in last):
         return []
     numbers = [int(part) for part in last]
     gaps = [b - a for a, b in itertools.pairwise(numbers)]
