@@ -200,11 +200,16 @@ def test_outputs_that_do_not_fit_give_one_line(halves, data_dir, tmp_path, capsy
         write_run(tmp_path / name, shapes_config(halves, name, loss))
     one = shapes_config(halves, "several", "sigmoid", num_classes=1)
     write_run(tmp_path / "one", one)
+    (tmp_path / "names.txt").write_text("right\nleft\n")
     digits = ("--dataset", "digits", "--data-dir", data_dir)
     for arguments, line in (
         (
             ("--workdir", tmp_path / "several", "--outputs", "softmax"),
             "outputs are softmax, and several/test has several",
+        ),
+        (
+            ("--workdir", tmp_path / "several", "--classes", tmp_path / "names.txt"),
+            "several/test has the labels left, right; expected right, left, in this order",
         ),
         (("--workdir", tmp_path / "several", "--confusion", tmp_path / "x.png"), "expected one for --confusion"),
         (("--workdir", tmp_path / "numbers", "--per-class"), "has values as outputs; expected classes for --per-class"),

@@ -7,6 +7,9 @@ from tests.conftest import raises_user_error
 from vgg_jax import VGG
 from vgg_jax.config import DataConfig
 from vgg_jax.evaluation import published, results
+from vgg_jax.evaluation.matching import network_labels
+from vgg_jax.training.class_names import output_names
+from vgg_jax.weights.imagenet_classes import imagenet_synsets
 
 
 def test_errors_are_scikit_learns():
@@ -87,6 +90,23 @@ def test_confusion_matrix_shows_the_class_names(tmp_path, monkeypatch):
     for labels in (left.get_xticklabels(), left.get_yticklabels()):
         assert [label.get_text() for label in labels] == list(names)
     assert [label.get_text() for label in right.get_yticklabels()][-1] == "café"  # half of its images are wrong
+
+
+def test_unused_outputs_do_not_prevent_a_fusion(tmp_path):
+    files = []
+    for names in (("cat", "dog", "unused output 2"), ("cat", "dog"), ("cat", "emu")):
+        result = results.Result(np.ones((2, 3), np.float32), np.zeros(2, int), "A", "dense", "32", (32,), "pets/test")
+        result.classes = names
+        files.append(str(tmp_path / f"{len(files)}.npz"))
+        result.save(files[-1])
+    assert results.fused(files[:2])[0].classes == ("cat", "dog", "unused output 2")
+    with raises_user_error("2.npz has 'emu' as class 1; expected 'dog'"):
+        results.fused(files)
+
+
+def test_synsets_are_found_beside_unused_outputs():
+    names = output_names(imagenet_synsets(), 1001)
+    assert network_labels("photos/test", ("n01443537", "n01440764"), names) == (1, 0)
 
 
 def test_other_files_are_refused(tmp_path):

@@ -25,6 +25,7 @@ from vgg_jax.cli.network_options import add_network_options, load_network
 from vgg_jax.cli.paragraphs import Paragraphs
 from vgg_jax.config import DataConfig
 from vgg_jax.console import log, note
+from vgg_jax.data.listing import shortened
 from vgg_jax.errors import UserError, report_mistakes, require
 from vgg_jax.evaluation.protocols import PROTOCOLS
 from vgg_jax.evaluation.results import (
@@ -108,9 +109,17 @@ def _open_data(options: argparse.Namespace, net: Network) -> tuple[DataConfig, A
     # By name, a folder may have some of the classes. By number, those of the training split number them.
     class_split = data.train_split if net.classes is None else name
     split = open_split(data.dataset, name, data_dir=data.data_dir, class_split=class_split)
-    if net.classes is not None and split.class_names and not split.label_shape:
-        split = split.relabel(network_labels(split.name, split.class_names, net.classes), net.classes)
-    elif split.num_classes < (net.model.num_classes or 0):  # more classes than outputs are refused later
+    if net.classes is not None and split.class_names:
+        labels = network_labels(split.name, split.class_names, net.classes)
+        if not split.label_shape:
+            split = split.relabel(labels, net.classes)
+        elif labels != tuple(range(len(labels))):
+            raise UserError(
+                f"{split.name} has the labels {shortened(split.class_names)}; expected {shortened(net.classes)}, in "
+                "this order: several labels for each image are compared by number"
+            )
+    # More classes than outputs are refused later.
+    elif not split.label_shape and split.num_classes < (net.model.num_classes or 0):
         stated = "the network" if net.classes is None else split.name
         note(
             f"{stated} states no class names, so labels are compared by number: {split.num_classes} classes of "

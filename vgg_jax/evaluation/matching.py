@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from vgg_jax.data.listing import normal
+from vgg_jax.data.listing import normal, shortened
 from vgg_jax.errors import UserError
 from vgg_jax.weights.imagenet_classes import imagenet_classes, imagenet_synsets
-
-MOST_NAMES = 10  # in a message
 
 
 def network_labels(data: str, names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]:
@@ -26,24 +24,19 @@ def network_labels(data: str, names: Sequence[str], classes: Sequence[str]) -> t
     places: dict[str, list[int]] = {}
     for label, name in enumerate(map(normal, classes)):
         places.setdefault(name, []).append(label)
-    if tuple(classes) == imagenet_classes():
+    if tuple(classes[: len(imagenet_classes())]) == imagenet_classes():  # unused outputs may follow
         places |= {synset: [label] for label, synset in enumerate(imagenet_synsets())}
     names = [normal(name) for name in names]
     if names == list(map(normal, classes)):
         return tuple(range(len(names)))
     if unknown := [name for name in names if name not in places]:
         raise UserError(
-            f"{data} has classes that the network lacks: {_listed(unknown)}; expected some of {_listed(classes)}: "
+            f"{data} has classes that the network lacks: {shortened(unknown)}; expected some of {shortened(classes)}: "
             "rename or remove the folders, or pass the network's names with --classes FILE"
         )
     if doubtful := [name for name in names if len(places[name]) > 1]:
         raise UserError(
-            f"the network has several classes of one name: {_listed(doubtful)}; expected a different name for each "
+            f"the network has several classes of one name: {shortened(doubtful)}; expected a different name for each "
             "class: pass --classes FILE"
         )
     return tuple(places[name][0] for name in names)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more

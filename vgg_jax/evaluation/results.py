@@ -1,5 +1,6 @@
 """Results of an evaluation: saved posteriors, the table of errors, fusion and the confusion matrix."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -44,6 +45,8 @@ class Result:
                 np.savez(file, posteriors=self.posteriors, labels=self.labels, description=text)
             os.replace(path + ".partial", path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.remove(path + ".partial")
             raise UserError(f"cannot write {path}: {error}; choose another place with --output") from None
 
     @classmethod
@@ -185,14 +188,13 @@ def fused(paths: Sequence[str]) -> tuple[Result, str]:
         same = result.posteriors.shape == first.posteriors.shape and np.array_equal(result.labels, first.labels)
         if not same or (result.data, result.outputs) != (first.data, first.outputs):
             raise UserError(f"{path} is of {result.data}, {result.posteriors.shape}; expected the images of {paths[0]}")
-        if result.classes and first.classes and result.classes != first.classes:
-            i = next(
-                i for i, names in enumerate(zip(result.classes, first.classes, strict=True)) if len(set(names)) > 1
-            )
-            raise UserError(
-                f"{path} has {result.classes[i]!r} as class {i}; expected {first.classes[i]!r}, as in {paths[0]}: "
-                "fuse networks with the same classes"
-            )
+        # One list may be longer, by the unused outputs of a network that states them.
+        for i, (name, expected) in enumerate(zip(result.classes, first.classes, strict=False)):
+            if name != expected:
+                raise UserError(
+                    f"{path} has {name!r} as class {i}; expected {expected!r}, as in {paths[0]}: fuse networks with "
+                    "the same classes"
+                )
     protocols = " + ".join(dict.fromkeys(result.protocol for result in results))
     network = " + ".join(result.network for result in results)
     joined = dataclasses.replace(

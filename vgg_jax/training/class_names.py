@@ -9,13 +9,11 @@ from typing import Any
 from vgg_jax.config import Config
 from vgg_jax.console import log
 from vgg_jax.data.dataset import Split
-from vgg_jax.data.listing import normal
+from vgg_jax.data.listing import normal, shortened
 from vgg_jax.errors import UserError
 from vgg_jax.training.checkpoints import saved_steps
 from vgg_jax.training.checksums import read_metadata
 from vgg_jax.weights.imagenet_classes import imagenet_classes, imagenet_synsets
-
-MOST_NAMES = 10  # in a message
 
 
 def resolve_classes(config: Config, split: Split) -> Config:
@@ -78,7 +76,7 @@ def check_same_classes(workdir: str, old: Sequence[str], new: Sequence[str]) -> 
         return
     if not new:
         raise UserError(
-            f"{workdir} was trained with class names, which the data do not state; expected {_listed(old)}; "
+            f"{workdir} was trained with class names, which the data do not state; expected {shortened(old)}; "
             "set --config.data.class_names to these names, or choose another --workdir"
         )
     raise UserError(
@@ -91,12 +89,12 @@ def difference(old: Sequence[str], new: Sequence[str]) -> str:
     """Return how the class names differ, as text."""
     parts = []
     if added := [name for name in new if name not in old]:
-        parts.append(f"{_listed(added)} added")
+        parts.append(f"{shortened(added)} added")
     if missing := [name for name in old if name not in new]:
-        parts.append(f"{_listed(missing)} missing")
+        parts.append(f"{shortened(missing)} missing")
     places = {name: (list(old).index(name), list(new).index(name)) for name in old if name in new}
     if moved := [f"{name} is {after}, was {before}" for name, (before, after) in places.items() if before != after]:
-        parts.append(f"renumbered: {_listed(moved)}")
+        parts.append(f"renumbered: {shortened(moved)}")
     return "; ".join(parts)
 
 
@@ -109,8 +107,3 @@ def output_names(class_names: Sequence[str], num_classes: int | None) -> tuple[s
         return None
     names = imagenet_classes() if tuple(class_names) == imagenet_synsets() else tuple(class_names)
     return names + tuple(f"unused output {i}" for i in range(len(names), num_classes))
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
