@@ -218,6 +218,8 @@ def test_wrong_inputs_are_refused(net, three, tmp_path):
         net.predict(photographs(1), top=0)
     with raises_user_error("is a folder without images"):
         net.predict(tmp_path)
+    with raises_user_error("runs/missing does not exist"):
+        load("runs/missing", step="best")
     with raises_user_error("vgg12 does not exist", "a run's directory", "vgg11_bn"):
         load("vgg12")
     with raises_user_error("takes images of 3 channel(s), and its preprocessing gives 1"):

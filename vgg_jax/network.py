@@ -51,6 +51,15 @@ class Network:
     classes: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)  # the names, if they are known
     outputs: str = "softmax"  # what the logits mean: softmax, sigmoid or values
     source: str = "the network"  # where it was loaded from, for messages
+    sides: range | None = None  # sides of square images for which the network is defined; None: any
+
+    def __post_init__(self) -> None:
+        if self.preprocessing is not None and self.sides is not None and self.preprocessing.crop not in self.sides:
+            raise UserError(
+                f"{self.source} takes images of {self.sides[0]} to {self.sides[-1]} pixels a side; found a "
+                f"preprocessing that crops {self.preprocessing.crop}: use the size of its training, such as "
+                "dataclasses.replace(vgg_jax.AUTHORS, resize=SIDE, crop=SIDE), or --resize SIDE --crop SIDE"
+            )
 
     def preprocess(self, image: Image) -> Float[np.ndarray, "h w c"]:
         """Return an image as the network expects it: resized, cropped and normalized.
@@ -228,7 +237,8 @@ def load(
         source, or None if the source does not state it: then whatever needs it raises UserError.
       classes: the names of the classes, in place of those of the source. By default those of the source, or None.
       outputs: what the logits mean: softmax, sigmoid or values. By default that of the source, else softmax.
-      step: the checkpoint of a run: latest, best (by the accuracy of its evaluation) or the number of a step.
+      step: the checkpoint of a run: latest, best (by the accuracy or rmse of its evaluation) or the
+        number of a step.
 
     Returns:
       The network.
@@ -247,12 +257,6 @@ def load(
     for line in loaded.notes:
         note(f"{source}: {line}")
     preprocessing = preprocessing or loaded.preprocessing
-    if preprocessing is not None and loaded.sides is not None and preprocessing.crop not in loaded.sides:
-        raise UserError(
-            f"{source} takes images of {loaded.sides[0]} to {loaded.sides[-1]} pixels a side; found a preprocessing "
-            f"that crops {preprocessing.crop}: use the size of its training, such as "
-            "dataclasses.replace(vgg_jax.AUTHORS, resize=SIDE, crop=SIDE)"
-        )
     if features_only:
         head = [layer.name for layer in model.head]
         params = {name: leaves for name, leaves in variables["params"].items() if name not in head}
@@ -264,7 +268,8 @@ def load(
             f"{source} has {model.num_classes or 'no'} classes; found {len(classes)} names: pass a name for each class"
         )
     names = None if classes is None else tuple(classes)
-    return Network(model, variables, preprocessing, names, outputs or loaded.outputs or "softmax", source)
+    sides = None if features_only else loaded.sides
+    return Network(model, variables, preprocessing, names, outputs or loaded.outputs or "softmax", source, sides)
 
 
 def _read(source: str, features_only: bool, step: str | int) -> Loaded:
@@ -272,13 +277,13 @@ def _read(source: str, features_only: bool, step: str | int) -> Loaded:
         from vgg_jax.training.run_weights import load_run  # here, because only a run needs Orbax
 
         return load_run(source, step)
-    if step != "latest":
-        raise UserError(f"step is {step}, but {source} is not the directory of a run; expected one: leave out the step")
     if source not in NAMES and not os.path.exists(source):
         raise UserError(
             f"{source} does not exist; expected a .pth, .safetensors, .h5 or .keras file, a run's directory, or one of "
             f"{', '.join(NAMES)}"
         )
+    if step != "latest":
+        raise UserError(f"step is {step}, but {source} is not the directory of a run; expected one: leave out the step")
     return load_weights(source, features_only)
 
 

@@ -243,7 +243,7 @@ def test_last_layer_for_other_classes_is_noted(run, animals, capsys):
         model = create_model(dataclasses.replace(config.model, num_classes=4))
         source_variables(config, model)
         found = [
-            line for line in capsys.readouterr().out.splitlines() if "is for other classes: renumbered: 10" in line
+            line for line in capsys.readouterr().err.splitlines() if "is for other classes: renumbered: 10" in line
         ]
         assert len(found) == lines
 

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.cli.test_train import NARROW, ROOT, SMALL_IMAGES, accuracy, command, saved_arrays, train
 from tests.conftest import raises_user_error, random_variables
-from vgg_jax import VGG, load
+from vgg_jax import VGG, load, to_torch
 from vgg_jax.config import Config, ModelConfig, OptimizerConfig
 from vgg_jax.data.preprocessing import AUTHORS
 from vgg_jax.training.checkpoints import Checkpoints
@@ -240,15 +241,29 @@ def test_source_with_other_features_is_refused_and_bgr_reversed(tmp_path, capsys
     save_file(config.init_from, Loaded(model, variables, dataclasses.replace(AUTHORS, resize=32, crop=32)))
     kernel = source_variables(config, model)["params"]["conv1_1"]["kernel"]
     np.testing.assert_array_equal(kernel, variables["params"]["conv1_1"]["kernel"][:, :, ::-1])
-    assert "note: " in capsys.readouterr().out
+    assert "note: " in capsys.readouterr().err
     config.data.mean, config.data.std = AUTHORS.mean[::-1], AUTHORS.std
     source_variables(config, model)
-    assert capsys.readouterr().out == ""
-
+    assert capsys.readouterr().err == ""
     for field, value in (("batch_norm", True), ("depth", 13), ("lrn", True), ("pool_after", (1, 2, 3))):
         other = VGG(**{**fields, field: value})
         with raises_user_error("differ from those of config.model", f"it has {field} ", f"expected {value}"):
             source_variables(config, other)
+
+
+def test_notes_of_the_source_are_printed_and_its_head_is_left_out(narrow, tmp_path, capsys):
+    config = Config(ModelConfig(11, batch_norm=False, num_classes=10), init_from=str(tmp_path / "source.safetensors"))
+    model = create_model(config.model)
+    arrays = {f"module.{name}": array for name, array in to_torch(model, random_variables(model, 32, 32, 3)).items()}
+    strange = {"neck.weight": np.ones((3, 5), np.float32)}
+    safetensors.numpy.save_file({k: np.ascontiguousarray(a) for k, a in (arrays | strange).items()}, config.init_from)
+    source_variables(config, model)
+    printed = capsys.readouterr().err
+    assert f"note: {config.init_from}: the names have no module. here" in printed
+    assert "left out" in printed
+    config.init_layers = ("features", "head")
+    with raises_user_error("neck.weight"):
+        source_variables(config, model)
 
 
 def test_run_is_loaded_on_another_number_of_devices(tmp_path, narrow):

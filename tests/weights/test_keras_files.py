@@ -17,6 +17,7 @@ from tests.conftest import raises_user_error, relative_error
 from tests.narrow import NARROW_TABLE
 from tests.weights.test_formats import published_layout
 from vgg_jax import load
+from vgg_jax.cli import convert
 from vgg_jax.data.preprocessing import AUTHORS
 from vgg_jax.weights.formats import load_file
 
@@ -269,6 +270,8 @@ def test_wrong_image_sizes_are_refused(keras, trunk, tmp_path, capsys):
     with raises_user_error("takes images of 128 to 159 pixels a side", "crops 224", "crop=SIDE"):
         load(path, preprocessing=AUTHORS)
     assert "takes images of 150x150 pixels" in capsys.readouterr().err
+    assert convert.main([str(path), str(tmp_path / "net.safetensors"), "--preprocessing", "cifar10"]) == 2
+    assert "takes images of 128 to 159 pixels a side; found" in capsys.readouterr().err
     assert load(path, preprocessing=AUTHORS, features_only=True).model.num_classes is None
     pooled = save(dense(keras, trunk(150), (5,), flatten=False), tmp_path / "pooled.keras")
     assert load(pooled, preprocessing=AUTHORS).model.pool_size == 1  # any size

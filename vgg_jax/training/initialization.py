@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from vgg_jax.config import Config
-from vgg_jax.console import log
+from vgg_jax.console import note
 from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
 from vgg_jax.training.class_names import difference, output_names
@@ -18,7 +18,8 @@ from vgg_jax.weights.formats import Loaded
 def source_variables(config: Config, model: VGG) -> dict[str, Any]:
     """Return the variables of the network that `config.init_from` names, for images in RGB order.
 
-    Log a note if that network was trained with another normalization than that of `config.data`.
+    Print a note for each assumption about the file, and for other classes or another normalization than those of
+    `config.data`.
 
     Args:
       config: the configuration of the run to initialize.
@@ -27,7 +28,10 @@ def source_variables(config: Config, model: VGG) -> dict[str, Any]:
     Raises:
       UserError: if the source cannot be read, or all its features are to be taken and differ from those of the model.
     """
-    loaded = _load_source(config.init_from)
+    taken = model.layers_with_parameters(config.init_layers)
+    loaded = _load_source(config.init_from, not set(taken) & set(model.head_layers))
+    for line in loaded.notes:
+        note(f"{config.init_from}: {line}")
     source, variables, preprocessing = loaded.model, loaded.variables, loaded.preprocessing
     if "features" in config.init_layers and source.stages != model.stages:
         differences = [
@@ -40,11 +44,10 @@ def source_variables(config: Config, model: VGG) -> dict[str, Any]:
             f"it has {'; '.join(differences)}; choose another source, or set config.model to match"
         )
     names = output_names(config.data.class_names, model.num_classes)
-    takes_last_layer = "fc8" in model.layers_with_parameters(config.init_layers)
-    if takes_last_layer and loaded.classes and names and loaded.classes != names:
-        log(f"note: the last layer of {config.init_from} is for other classes: {difference(loaded.classes, names)}")
+    if "fc8" in taken and loaded.classes and names and loaded.classes != names:
+        note(f"the last layer of {config.init_from} is for other classes: {difference(loaded.classes, names)}")
     if preprocessing is None:
-        log(f"note: {config.init_from} does not state its preprocessing; config.data should be that of its training")
+        note(f"{config.init_from} does not state its preprocessing; config.data should be that of its training")
         return dict(variables)
     mean, std = preprocessing.mean, preprocessing.std
     if preprocessing.channel_order == "BGR":
@@ -53,14 +56,19 @@ def source_variables(config: Config, model: VGG) -> dict[str, Any]:
         variables = {**variables, "params": {**variables["params"], "conv1_1": conv1_1}}
         mean, std = mean[::-1], std[::-1]
     if not (np.allclose(mean, config.data.mean) and np.allclose(std, config.data.std)):
-        log(
-            f"note: {config.init_from} was trained with mean {mean} and std {std}; "
+        note(
+            f"{config.init_from} was trained with mean {mean} and std {std}; "
             f"config.data has mean {config.data.mean} and std {config.data.std}"
         )
     return dict(variables)
 
 
-def _load_source(name_or_path: str) -> Loaded:
-    """Load a run by its directory, weights by their file, or a pretrained network by its name."""
+def _load_source(name_or_path: str, features_only: bool) -> Loaded:
+    """Load a run by its directory, weights by their file, or a pretrained network by its name.
+
+    Args:
+      name_or_path: the source.
+      features_only: leave out an unknown head, for which a file is refused otherwise.
+    """
     is_run = name_or_path not in NAMES and os.path.isdir(name_or_path)
-    return load_run(name_or_path) if is_run else load_weights(name_or_path)
+    return load_run(name_or_path) if is_run else load_weights(name_or_path, features_only)
