@@ -37,11 +37,6 @@ def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
     return first_maximum(first_maximum(top_left, top_right), first_maximum(bottom_left, bottom_right))
 
 
-def adaptive_avg_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n {size} {size} c"]:
-    """Return the average pool to a square of a fixed size; see `adaptive_pool`."""
-    return adaptive_pool(x, size, size)
-
-
 def adaptive_pool(
     x: Float[Array, "n h w c"], height: int, width: int, reduce: Callable[..., Any] = jnp.mean
 ) -> Float[Array, "n {height} {width} c"]:
