@@ -100,6 +100,16 @@ def test_class_without_images_is_an_error(tmp_path):
         open_part(tmp_path, "train")
 
 
+def test_selection_of_classes_reads_no_file(tmp_path):
+    write_images(tmp_path, "train/cat/0.png", "train/dog/0.png", "train/dog/1.png")
+    split = open_part(tmp_path, "train")
+    for path in tmp_path.glob("train/*/*"):
+        path.unlink()
+    assert len(split.select((1,))) == 2
+    relabeled = split.relabel((3, 0), ("dog", "emu", "fox", "cat"))
+    assert (len(relabeled.select((0,))), len(relabeled.select((3,)))) == (2, 1)
+
+
 def test_names_are_compared_in_one_unicode_form(tmp_path, capsys):
     """MacOS writes file names in the form NFD, other systems in NFC."""
     nfc, nfd = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))

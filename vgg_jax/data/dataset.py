@@ -67,7 +67,7 @@ class Split:
                 f"{self.name} has labels of {KINDS[self.label_kind]}; expected one class for each image to select "
                 "classes: unset config.data.classes and config.data.images_per_class"
             )
-        labels = np.array([self.records[i]["label"] for i in range(len(self))])
+        labels = _labels(self.records)
         chosen: list[int] = []
         for label in classes or range(self.num_classes):
             (found,) = np.nonzero(labels == label)
@@ -187,6 +187,15 @@ class Split:
             ) from None
 
 
+def _labels(records: Any) -> np.ndarray:
+    """Return the labels of all records; those of a folder without reading its files."""
+    if isinstance(records, FolderRecords):
+        return np.array(records.labels)
+    if isinstance(records, _Relabeled):
+        return np.array([records.new_label(old) for old in _labels(records.records)])
+    return np.array([records[i]["label"] for i in range(len(records))])
+
+
 @dataclasses.dataclass(frozen=True)
 class _Selection:
     """Some records of a source, in their order."""
@@ -216,9 +225,11 @@ class _Relabeled:
 
     def __getitem__(self, index: int) -> Any:
         record = self.records[index]
-        old = record["label"]
-        # A label that is not one of the classes is refused when the example is read.
-        return {**record, "label": self.labels[old] if 0 <= old < len(self.labels) else -1}
+        return {**record, "label": self.new_label(record["label"])}
+
+    def new_label(self, old: Any) -> int:
+        """Return the new label; -1, which is refused when the example is read, for one that is no class."""
+        return self.labels[old] if 0 <= old < len(self.labels) else -1
 
     def locate(self, index: int) -> str:
         return str(self.records.locate(index))

@@ -70,6 +70,11 @@ class FolderRecords(Sequence[dict[str, Any]]):
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
+    @property
+    def labels(self) -> list[int]:
+        """Return the labels of all images, without reading the files."""
+        return [example.label for example in self._examples]
+
     def locate(self, index: int) -> str:
         """Return the path of an image."""
         return self._examples[index].path
