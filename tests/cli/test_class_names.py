@@ -96,7 +96,8 @@ def test_run_and_its_checkpoints_keep_names_and_number(run):
     (step, *_) = saved_steps(run / "checkpoints")
     progress = read_metadata(str(run / "checkpoints" / str(step)))["progress"]
     assert progress["class_names"] == list(NAMES)
-    assert progress["preprocessing"] == {"resize": 16, "crop": 16, "mean": [0.5] * 3, "std": [0.25] * 3}
+    expected = {"resize": 16, "crop": 16, "mean": [0.5] * 3, "std": [0.25] * 3, "channel_order": "RGB", "exif": True}
+    assert progress["preprocessing"] == expected
     assert load(run).classes == NAMES
 
 

@@ -251,7 +251,7 @@ def test_source_with_other_features_is_refused_and_bgr_reversed(tmp_path, capsys
             source_variables(config, other)
 
 
-def test_notes_of_the_source_are_printed_and_its_head_is_left_out(narrow, tmp_path, capsys):
+def test_notes_of_the_source_are_printed_and_its_head_left_out(narrow, tmp_path, capsys):
     config = Config(ModelConfig(11, batch_norm=False, num_classes=10), init_from=str(tmp_path / "source.safetensors"))
     model = create_model(config.model)
     arrays = {f"module.{name}": array for name, array in to_torch(model, random_variables(model, 32, 32, 3)).items()}

@@ -83,7 +83,7 @@ def test_damaged_step_is_refused_and_not_replaced(run, tmp_path, capsys):
             load(copy, step=step)
     (copy / "checkpoints" / "2" / "_CHECKPOINT_METADATA").write_bytes(b"nothing")
     assert step_of(load(copy, step="best")) == 5
-    assert "checkpoint of step 2 in " in capsys.readouterr().out
+    assert "checkpoint of step 2 in " in capsys.readouterr().err
 
 
 def test_run_without_evaluations_has_no_best_step(run, tmp_path):

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from vgg_jax.console import log
+from vgg_jax.console import log, note
 from vgg_jax.errors import UserError, first_line
 from vgg_jax.training.checksums import describe, difference, named_arrays, named_leaves, read_metadata
 from vgg_jax.training.host_copy import HostCopy
@@ -229,7 +229,7 @@ def read_latest(directory: str) -> dict[str, Any]:
     read = functools.partial(_read_on_host, directory)
     arrays, _, corrupt = _newest_whole(directory, saved_steps(directory), read)
     for step, problem in corrupt.items():
-        log(f"checkpoint of step {step} in {directory} is damaged: {problem}; using an older one")
+        note(f"checkpoint of step {step} in {directory} is damaged: {problem}; using an older one")
     on_host: dict[str, Any] = jax.tree.map(np.asarray, arrays)
     return on_host
 

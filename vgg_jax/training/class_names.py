@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from vgg_jax.config import Config
+from vgg_jax.config import Config, DataConfig
 from vgg_jax.console import log
 from vgg_jax.data.dataset import Split
 from vgg_jax.data.listing import normal, shortened
+from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError
 from vgg_jax.training.checkpoints import saved_steps
 from vgg_jax.training.checksums import read_metadata
@@ -50,9 +51,15 @@ def resolve_classes(config: Config, split: Split) -> Config:
 
 def carried(config: Config) -> dict[str, Any]:
     """Return what each checkpoint states about the run's images and classes, as JSON values."""
-    data = config.data
-    preprocessing = {"resize": data.resize, "crop": data.image_size, "mean": list(data.mean), "std": list(data.std)}
-    return {"class_names": list(data.class_names), "preprocessing": preprocessing}
+    preprocessing = dataclasses.asdict(preprocessing_of(config.data))
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in preprocessing.items()}
+    return {"class_names": list(config.data.class_names), "preprocessing": fields}
+
+
+def preprocessing_of(data: DataConfig) -> Preprocessing:
+    """Return the preprocessing of a run's evaluation."""
+    order = "L" if len(data.mean) == 1 else "RGB"
+    return Preprocessing(data.resize, data.image_size, data.mean, data.std, order, data.exif)
 
 
 def saved_class_names(directory: str) -> tuple[str, ...]:

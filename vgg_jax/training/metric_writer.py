@@ -91,11 +91,16 @@ class MetricWriter:
         self._last = (time.perf_counter(), step)
 
     def close(self) -> None:
-        """Flush all files and draw `curves.png`."""
-        self._display.close()
-        self._file.close()
-        self._events.close()
+        """Close the files and draw `curves.png`."""
+        self.release()
         draw_curves(os.path.dirname(self._path))
+
+    def release(self) -> None:
+        """Remove the bar and close the files, also after an error; a second call does nothing."""
+        self._display.close()
+        self._events.close()
+        with self._names_failure():
+            self._file.close()
 
     def _record(self, kind: str, step: int, metrics: Metrics) -> None:
         epoch = round((step + self._offset) / self._steps_per_epoch, 4)
@@ -157,6 +162,9 @@ class NoMetricWriter:
         """Do nothing."""
 
     def close(self) -> None:
+        """Do nothing."""
+
+    def release(self) -> None:
         """Do nothing."""
 
 

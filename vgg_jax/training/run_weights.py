@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from vgg_jax.config import LOSSES
-from vgg_jax.console import log
-from vgg_jax.data.preprocessing import Preprocessing
+from vgg_jax.console import note
 from vgg_jax.errors import UserError, first_line
 from vgg_jax.model import VGG
 from vgg_jax.training.checkpoints import read_latest, read_step, saved_steps
 from vgg_jax.training.checksums import named_leaves, read_metadata
-from vgg_jax.training.class_names import output_names
+from vgg_jax.training.class_names import output_names, preprocessing_of
 from vgg_jax.training.metrics import evaluation_error
 from vgg_jax.training.run_directory import read_config
 from vgg_jax.training.state import evaluated_variables
@@ -55,10 +54,8 @@ def load_run(path: str | os.PathLike[str], step: str | int = "latest") -> Loaded
         del variables["batch_stats"]
     data = config.data
     _check_fits(path, model, variables, (data.image_size, data.image_size, len(data.mean)))
-    order = "L" if len(data.mean) == 1 else "RGB"
-    preprocessing = Preprocessing(data.resize, data.image_size, data.mean, data.std, order, data.exif)
     names = output_names(data.class_names, model.num_classes)
-    return Loaded(model, variables, preprocessing, names, LOSSES[config.loss])
+    return Loaded(model, variables, preprocessing_of(data), names, LOSSES[config.loss])
 
 
 def best_evaluation(directory: str) -> tuple[int, dict[str, float]] | None:
@@ -68,7 +65,7 @@ def best_evaluation(directory: str) -> tuple[int, dict[str, float]] | None:
         try:
             metrics = read_metadata(os.path.join(directory, str(step)))["metrics"]
         except Exception as error:  # of many kinds, from Orbax and the system
-            log(f"checkpoint of step {step} in {directory} is damaged: {first_line(error)}; not compared")
+            note(f"checkpoint of step {step} in {directory} is damaged: {first_line(error)}; not compared")
             continue
         if metrics and (best is None or evaluation_error(metrics) <= evaluation_error(best[1])):
             best = step, metrics

@@ -154,6 +154,7 @@ def open_session(
 
     is_first = jax.process_index() == 0
     writer = MetricWriter(workdir, start, end, run.steps_per_epoch, progress.offset) if is_first else NoMetricWriter()
+    stack.callback(writer.release)  # before a message about the end of the run
     averages = MetricAverages(checked_tensors(state), config.max_skipped_steps, saved, config.metric)
     steps = range(start + progress.offset, run.num_steps)
     read = run.train_loader.train_batches(config.seed, config.step_size, steps, config.accumulation_steps)
