@@ -45,7 +45,7 @@ class ModelConfig:
 class DataConfig:
     """The data set, and the way from its images to the input of the network."""
 
-    dataset: str = "cifar10"  # name in TFDS, "digits", or a directory: of TFDS, or with files SPLIT/CLASS/IMAGE
+    dataset: str = "cifar10"  # name in TFDS, "digits", or a directory: of TFDS, or of [SPLIT/]CLASS/IMAGE
     data_dir: str = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))  # directory of TFDS
     train_split: str = "train"  # training split in the notation of TFDS, such as train[:90%]
     eval_split: str = "test"  # evaluation split, likewise

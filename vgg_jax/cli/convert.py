@@ -39,7 +39,7 @@ def convert(source: str, target: str, check: bool, options: argparse.Namespace |
     print(f"{target}: VGG-{model.depth}{norm}, {head}, {parameters:,} parameters")
     if net.preprocessing is None:
         note(f"{target} states no preprocessing, because {source} does not; add --preprocessing NAME")
-    if net.classes is None and model.num_classes is not None:
+    if net.classes is None and model.num_classes is not None and net.outputs != "values":
         note(f"{target} states no class names, because {source} does not; add --classes FILE")
     if check:
         written = load_file(target)
