@@ -160,6 +160,16 @@ def test_features_only_drops_the_head(three):
     np.testing.assert_array_equal(net(images), pool5.reshape(2, -1))
     with raises_user_error("three.safetensors holds features only; expected a network with classes"):
         net.predict(photographs(1))
+    unknown = dataclasses.replace(net, preprocessing=None)  # to pass one would not help
+    with raises_user_error("holds features only", "compute features in Python with vgg_jax.load(...).features"):
+        unknown.predict(photographs(1))
+
+
+def test_folders_of_hugging_face_name_their_file(tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "vgg11"}')
+    (tmp_path / "model.safetensors").touch()
+    with raises_user_error("is not the directory of a run", f"pass {tmp_path / 'model.safetensors'}"):
+        load(tmp_path)
 
 
 def test_given_preprocessing_replaces_that_of_the_file(three):

@@ -57,8 +57,8 @@ class Network:
         if self.preprocessing is not None and self.sides is not None and self.preprocessing.crop not in self.sides:
             raise UserError(
                 f"{self.source} takes images of {self.sides[0]} to {self.sides[-1]} pixels a side; found a "
-                f"preprocessing that crops {self.preprocessing.crop}: use the size of its training, such as "
-                "dataclasses.replace(vgg_jax.AUTHORS, resize=SIDE, crop=SIDE), or --resize SIDE --crop SIDE"
+                f"preprocessing that crops {self.preprocessing.crop}: use the size of its training: add --resize SIDE "
+                "--crop SIDE (in Python: dataclasses.replace(vgg_jax.AUTHORS, resize=SIDE, crop=SIDE))"
             )
 
     def preprocess(self, image: Image) -> Float[np.ndarray, "h w c"]:
@@ -121,9 +121,8 @@ class Network:
         if top < 1:
             raise UserError(f"top is {top}; expected 1 or more")
         found = find_images(images)
+        self.check_has_classes()
         self.checked_preprocessing()
-        if self.model.num_classes is None:
-            raise UserError(f"{self.source} holds features only; expected a network with classes")
         if self.model.num_classes == 1 and self.outputs == "softmax":
             raise UserError(
                 f"{self.source} has one output, whose softmax is always 1; expected a probability or a number: pass "
@@ -180,6 +179,14 @@ class Network:
                 ".safetensors file that vgg_jax wrote, or pass preprocessing to vgg_jax.load"
             )
         return self.preprocessing
+
+    def check_has_classes(self) -> None:
+        """Raise UserError if the network has no classes, so that it cannot be asked for any."""
+        if self.model.num_classes is None:
+            raise UserError(
+                f"{self.source} holds features only; expected a network with classes: use a file that has the last "
+                "dense layer, or compute features in Python with vgg_jax.load(...).features"
+            )
 
     @functools.cached_property
     def _logits(self) -> Any:

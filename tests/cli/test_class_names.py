@@ -11,9 +11,9 @@ import PIL.Image
 import pytest
 from jax.sharding import Mesh
 
-from tests.conftest import raises_user_error, write_tfds
+from tests.conftest import raises_user_error, random_variables, write_tfds
 from tests.narrow import NARROW_TABLE
-from vgg_jax import load
+from vgg_jax import VGG, Network, load
 from vgg_jax.cli import convert, evaluate, predict
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from vgg_jax.data.preprocessing import Preprocessing
@@ -354,3 +354,22 @@ def test_fusion_compares_the_classes(tmp_path):
     with raises_user_error("b.npz has 'dog' as class 0; expected 'cat', as in", "fuse networks with the same classes"):
         fused(paths)
     assert fused([paths[0], paths[2]])[0].classes == ("cat", "dog")
+
+
+@pytest.mark.usefixtures("narrow")
+def test_folder_without_training_split_numbers_itself(tmp_path, capsys):
+    folder = write_folder(tmp_path / "data", NAMES, {"test": 1})
+    for classes in (4, 5):
+        model = VGG(11, num_classes=classes, pool_size=1, hidden=())
+        path = tmp_path / f"{classes}.safetensors"
+        Network(model, random_variables(model, 32, 32, 3), Preprocessing(32, 32)).save(path)
+        options = ("--weights", path, "--dataset", folder, "--split", "test", "--output", tmp_path)
+        code = command(evaluate, *options)
+        printed = capsys.readouterr().err
+        if classes == 4:
+            assert code == 0
+            assert "no folder 'train'" in printed
+            assert f"in the order of their names: {', '.join(sorted(NAMES))}; add --classes FILE" in printed
+        else:
+            assert code == 2
+            assert "found 4 class folders; expected 5: add --classes FILE" in printed

@@ -1,6 +1,7 @@
 """Files under a weight's name that hold something else: one line says what they hold and what to do."""
 
 import argparse
+import fractions
 import gzip
 import io
 import json
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import raises_user_error
+from tests.conftest import raises_user_error, random_variables
+from tests.weights.test_layouts import assert_equal_trees
+from vgg_jax import VGG
 from vgg_jax.weights.formats import load_file
+from vgg_jax.weights.layouts import to_torch
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 553433881\n"
 
@@ -87,14 +91,29 @@ def test_checkpoints_with_objects_name_their_type(zipped, tmp_path):
     options = dict(_use_new_zipfile_serialization=zipped)
     state_dict = torch.nn.Linear(2, 2).state_dict()
     path = tmp_path / "a.pth"
-    message = refusal({"state_dict": state_dict, "args": argparse.Namespace(lr=0.1)}, path, **options)
-    assert "holds an object of type argparse.Namespace" in message
+    message = refusal({"state_dict": state_dict, "at": fractions.Fraction(1, 3)}, path, **options)
+    assert "holds an object of type fractions.Fraction" in message
     message = refusal({"state_dict": state_dict, "best": np.float64(0.5)}, path, **options)
     assert "holds a NumPy number or array (numpy." in message
     message = refusal(torch.nn.Sequential(torch.nn.Linear(2, 2)), path, **options)
     assert "holds a whole pickled module (torch.nn.modules.container.Sequential)" in message
-    message = refusal({"args": argparse.Namespace(lr=0.1)}, path, pickle_protocol=4, **options)
-    assert "holds an object of type argparse.Namespace" in message
+    message = refusal({"at": fractions.Fraction(1, 3)}, path, pickle_protocol=4, **options)
+    assert "holds an object of type fractions.Fraction" in message
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_options_of_a_training_command_are_ignored(zipped, tmp_path):
+    """timm's CheckpointSaver and torchvision's references save an argparse.Namespace beside the weights."""
+    model = VGG(11, num_classes=None)
+    variables = random_variables(model, 32, 32, 3)
+    state_dict = {name: torch.from_numpy(array) for name, array in to_torch(model, variables).items()}
+    args = argparse.Namespace(model="vgg11", lr=0.1, device=torch.device("cpu"), nested=argparse.Namespace())
+    torch.save(
+        {"epoch": 3, "arch": "vgg11", "state_dict": state_dict, "args": args, "version": 2},
+        tmp_path / "last.pth.tar",
+        _use_new_zipfile_serialization=zipped,
+    )
+    assert_equal_trees(load_file(tmp_path / "last.pth.tar").variables, variables)
 
 
 @pytest.mark.parametrize(

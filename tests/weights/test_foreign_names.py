@@ -144,7 +144,7 @@ def test_unknown_heads_are_left_out_on_request(tmp_path, capsys):
     net = load(path, features_only=True)
     assert (net.model, net.preprocessing, net.classes) == (FEATURES, None, None)
     printed = capsys.readouterr().err
-    assert "the names have no encoder. here" in printed
+    assert "removed encoder. from the names" in printed
     assert "left out decoder.0.weight (12, 3136), decoder.0.bias (12,)" in printed
 
 

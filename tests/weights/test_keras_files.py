@@ -273,6 +273,12 @@ def test_wrong_image_sizes_are_refused(keras, trunk, tmp_path, capsys):
     assert convert.main([str(path), str(tmp_path / "net.safetensors"), "--preprocessing", "cifar10"]) == 2
     assert "takes images of 128 to 159 pixels a side; found" in capsys.readouterr().err
     assert load(path, preprocessing=AUTHORS, features_only=True).model.num_classes is None
+    target = str(tmp_path / "out.safetensors")
+    command = [str(path), target, "--preprocessing", "authors"]
+    assert convert.main(command) == 2
+    assert "add --resize SIDE --crop SIDE" in capsys.readouterr().err
+    assert convert.main([*command, "--resize", "150", "--crop", "150"]) == 0
+    assert load(target).preprocessing == authors(150)
     pooled = save(dense(keras, trunk(150), (5,), flatten=False), tmp_path / "pooled.keras")
     assert load(pooled, preprocessing=AUTHORS).model.pool_size == 1  # any size
 

@@ -59,7 +59,7 @@ def test_wrapped_and_prefixed_pth_files_are_read(weights, tmp_path):
         torch.save(content, tmp_path / "a.pth")
         notes = [] if wrapper == "none" else [f"the weights are those under {wrapper!r}"]
         if prefix.endswith("."):
-            notes.append(f"the names have no {prefix} here")
+            notes.append(f"removed {prefix} from the names")
         check(tmp_path / "a.pth", weights, notes)
 
 

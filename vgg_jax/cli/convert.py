@@ -35,7 +35,8 @@ def convert(source: str, target: str, check: bool, options: argparse.Namespace |
     model = net.model
     parameters = sum(leaf.size for leaf in jax.tree.leaves(net.variables["params"]))
     norm = " with batch norm" if model.batch_norm else ""
-    head = "no head" if model.num_classes is None else f"{model.num_classes} classes"
+    outputs = "1 output" if model.num_classes == 1 else f"{model.num_classes} classes"
+    head = outputs if model.num_classes is not None else "no classes" if model.hidden else "no head"
     print(f"{target}: VGG-{model.depth}{norm}, {head}, {parameters:,} parameters")
     if net.preprocessing is None:
         note(f"{target} states no preprocessing, because {source} does not; add --preprocessing NAME")

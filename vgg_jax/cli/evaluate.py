@@ -55,6 +55,7 @@ def evaluate(options: argparse.Namespace) -> list[tuple[Result, str]]:
     from vgg_jax.evaluation.posteriors import evaluate_split, smallest_scale
 
     net = load_network(options.workdir or options.weights, options)
+    net.check_has_classes()
     preprocessing = net.checked_preprocessing()
     data, split, flip = _open_data(options, net)
     split = split.decoded_for(preprocessing)
@@ -93,6 +94,7 @@ def _open_data(options: argparse.Namespace, net: Network) -> tuple[DataConfig, A
     from absl import logging
 
     from vgg_jax.data.dataset import open_split
+    from vgg_jax.data.image_folder import has_only_split
     from vgg_jax.evaluation.matching import network_labels
     from vgg_jax.training.run_directory import read_config
 
@@ -107,8 +109,11 @@ def _open_data(options: argparse.Namespace, net: Network) -> tuple[DataConfig, A
     data = dataclasses.replace(data, data_dir=options.data_dir or data.data_dir)
     name = options.split or data.eval_split
     # By name, a folder may have some of the classes. By number, those of the training split number them.
-    class_split = data.train_split if net.classes is None else name
+    alone = net.classes is None and has_only_split(data.dataset, name, data.train_split)
+    class_split = data.train_split if net.classes is None and not alone else name
     split = open_split(data.dataset, name, data_dir=data.data_dir, class_split=class_split)
+    if alone:
+        _number_classes(split, net, data.train_split)
     if net.classes is not None and split.class_names:
         labels = network_labels(split.name, split.class_names, net.classes)
         if not split.label_shape:
@@ -126,6 +131,20 @@ def _open_data(options: argparse.Namespace, net: Network) -> tuple[DataConfig, A
             f"{split.name}, {net.model.num_classes} outputs of the network"
         )
     return data, split.select(data.classes), flip
+
+
+def _number_classes(split: Any, net: Network, train_split: str) -> None:
+    """Print that the split's own folders number the classes; raise UserError if their number is not the network's."""
+    missing = f"there is no folder {train_split!r} beside {split.name}, whose class folders number the classes"
+    if split.num_classes < (net.model.num_classes or 0):  # more classes than outputs are refused later
+        raise UserError(
+            f"{missing}, and {net.source} states no class names; found {split.num_classes} class folders; expected "
+            f"{net.model.num_classes}: add --classes FILE with the names of the network's classes"
+        )
+    note(
+        f"{missing}; those of {split.name} are numbered in the order of their names: "
+        f"{shortened(split.class_names)}; add --classes FILE if the network's classes are in another order"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -115,6 +115,13 @@ class FolderRecords(Sequence[dict[str, Any]]):
         return examples
 
 
+def has_only_split(dataset: str, split: str, train_split: str) -> bool:
+    """Return whether a directory of images has the folder of a split, and none of the training split."""
+    root = os.path.expanduser(dataset)
+    folders = _folders(root) if os.path.isdir(root) else []
+    return split in folders and not any(part.name in folders for part in _parts(root, train_split))
+
+
 def _parts(root: str, split: str) -> list[slices.Part]:
     """Return the parts of a split; a folder of this very name is one."""
     return [slices.Part(split)] if split in _folders(root) else slices.parse(split)

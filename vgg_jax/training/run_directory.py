@@ -17,6 +17,7 @@ from vgg_jax.training.class_names import check_same_classes, saved_class_names
 from vgg_jax.training.processes import meet
 
 CONFIG = "config.json"
+HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
 LOCK = ".lock"
 
 # Fields that a resumed run may change: no step taken so far depends on them.
@@ -115,6 +116,13 @@ def open_run(workdir: str, config: Config, allow_changes: bool = False) -> Itera
         yield write
 
 
+def weight_files(path: str) -> list[str]:
+    """Return the names of the files in a directory without checkpoints that Hugging Face's libraries call weights."""
+    if os.path.exists(os.path.join(path, "checkpoints")):
+        return []
+    return [name for name in HUGGING_FACE if os.path.isfile(os.path.join(path, name))]
+
+
 def read_config(workdir: str) -> Config:
     """Return the configuration of the run in `workdir`.
 
@@ -122,6 +130,11 @@ def read_config(workdir: str) -> Config:
       UserError: if there is none, or another version of vgg_jax wrote it.
     """
     path = os.path.join(workdir, CONFIG)
+    if others := weight_files(workdir):
+        raise UserError(
+            f"{workdir} is not the directory of a run: it holds the weights {', '.join(others)}; expected a run or a "
+            f"file: pass {os.path.join(workdir, others[0])}"
+        )
     try:
         with open(path) as file:
             config: Config = _build(Config, json.load(file))

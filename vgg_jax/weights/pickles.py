@@ -1,5 +1,6 @@
 """The files of `torch.save`: read without executing anything, and written."""
 
+import argparse
 import collections
 import contextlib
 import io
@@ -20,7 +21,13 @@ LARGEST_PICKLE = 2 * 2**20  # bytes of names and numbers; of a VGG they are 20 t
 REMEDY = "torch.save(model.state_dict(), path)"
 # The parts of a state dict that are no tensors of their own; torch.load reads these.
 HARMLESS = ("torch._utils._rebuild", "torch._tensor._rebuild", "torch.storage.", "torch.serialization.")
-HARMLESS_NAMES = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "_codecs.encode"}
+HARMLESS_NAMES = {
+    "argparse.Namespace",
+    "collections.OrderedDict",
+    "collections.defaultdict",
+    "collections.Counter",
+    "_codecs.encode",
+}
 HARMLESS_NAMES |= {f"{module}.{name}" for module in ("__builtin__", "builtins") for name in ("set", "bytearray")}
 
 
@@ -35,7 +42,9 @@ def read_content(path: str) -> Any:
     _check_archive(path)
     names = _global_names(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # timm and torchvision's references save the options of the command; a Namespace only holds attributes.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several kinds
         strangers = [name for name in names if not _is_harmless(name)]
         if not strangers:

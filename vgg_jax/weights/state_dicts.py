@@ -87,7 +87,7 @@ def read_state_dict(tensors: Mapping[str, Any], features_only: bool, keeps_order
         raise UserError(f"holds {len(tensors):,} arrays; expected a VGG's, at most {MOST_NAMES:,}")
     arrays, dropped, is_tensorflow = _to_arrays(tensors)
     stripped, removed = strip_prefixes(arrays)
-    notes = [f"the names have no {' and no '.join(removed)} here"] if removed else []
+    notes = [f"removed {' and '.join(removed)} from the names"] if removed else []
     notes += [f"left out {listed(dropped)}, the normalization of its images"] if dropped else []
     notes += ["its names and layouts are TensorFlow's"] if is_tensorflow else []
     refusal: UserError | None
