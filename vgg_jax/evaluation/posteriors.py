@@ -71,8 +71,7 @@ def evaluate_split(
     """
     _check_outputs(model, outputs, split)
     train_scale, single, multi = scales
-    if model.num_classes is None or split.num_classes > model.num_classes:
-        raise UserError(f"the network has {model.num_classes or 'no'} classes; expected {split.num_classes} or more")
+    _check_classes(model, split)
     if split.channels != len(preprocessing.mean):
         raise UserError(f"the network takes {len(preprocessing.mean)} channels; {split.name} has {split.channels}")
     parts = _parts(preprocessing.resize, single, multi)
@@ -129,6 +128,15 @@ def _views(outputs: str, flip: bool) -> dict[str, Any]:
     if flip:
         views["center_crop"] = functools.partial(views["center_crop"], flip=True)
     return views
+
+
+def _check_classes(model: VGG, split: LabeledImages) -> None:
+    """Raise UserError if the network has no output for some of the classes."""
+    if model.num_classes is None or split.num_classes > model.num_classes:
+        raise UserError(
+            f"the network has {model.num_classes or 'no'} outputs and {split.name} {split.num_classes} classes; "
+            "expected an output for each class: choose a data set of the network's classes, or use predict"
+        )
 
 
 def _check_outputs(model: VGG, outputs: str, split: LabeledImages) -> None:
