@@ -161,7 +161,8 @@ class Network:
         Raises:
           UserError: if the suffix is another, or the file cannot be written.
         """
-        save_file(path, Loaded(self.model, self.variables, self.preprocessing, self.classes, self.outputs))
+        loaded = Loaded(self.model, self.variables, self.preprocessing, self.classes, self.outputs, sides=self.sides)
+        save_file(path, loaded)
 
     def checked_preprocessing(self) -> Preprocessing:
         """Return the preprocessing; raise UserError if it is unknown or gives other channels than the network takes."""

@@ -259,7 +259,7 @@ def test_notes_of_the_source_are_printed_and_its_head_left_out(narrow, tmp_path,
     safetensors.numpy.save_file({k: np.ascontiguousarray(a) for k, a in (arrays | strange).items()}, config.init_from)
     source_variables(config, model)
     printed = capsys.readouterr().err
-    assert f"note: {config.init_from}: the names have no module. here" in printed
+    assert f"note: {config.init_from}: removed module. from the names" in printed
     assert "left out" in printed
     config.init_layers = ("features", "head")
     with raises_user_error("neck.weight"):

@@ -278,6 +278,10 @@ def test_wrong_image_sizes_are_refused(keras, trunk, tmp_path, capsys):
     assert convert.main(command) == 2
     assert "add --resize SIDE --crop SIDE" in capsys.readouterr().err
     assert convert.main([*command, "--resize", "150", "--crop", "150"]) == 0
+    for suffix in ("safetensors", "pth"):  # the limit stays with the network, also if its preprocessing is unknown
+        load(path).save(tmp_path / f"again.{suffix}")
+        with raises_user_error("takes images of 128 to 159 pixels a side", "crops 224"):
+            load(tmp_path / f"again.{suffix}", preprocessing=AUTHORS)
     assert load(target).preprocessing == authors(150)
     pooled = save(dense(keras, trunk(150), (5,), flatten=False), tmp_path / "pooled.keras")
     assert load(pooled, preprocessing=AUTHORS).model.pool_size == 1  # any size

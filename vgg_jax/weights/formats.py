@@ -185,7 +185,7 @@ def _from_reading(reading: Reading, features_only: bool) -> Loaded:
 
 
 def _own_metadata(network: Loaded) -> dict[str, str]:
-    return to_json(Stated(network.model, network.preprocessing, network.classes, network.outputs))
+    return to_json(Stated(network.model, network.preprocessing, network.classes, network.outputs, network.sides))
 
 
 def _stated(metadata: Mapping[str, str], arrays: Mapping[str, Any]) -> Stated | None:
@@ -196,7 +196,7 @@ def _stated(metadata: Mapping[str, str], arrays: Mapping[str, Any]) -> Stated | 
 
 def _from_own(arrays: Mapping[str, Any], stated: Stated) -> Loaded:
     model, variables = _from_arrays(torchvision_names(arrays), stated.model)
-    return Loaded(model, variables, stated.preprocessing, stated.classes, stated.outputs)
+    return Loaded(model, variables, stated.preprocessing, stated.classes, stated.outputs, sides=stated.sides)
 
 
 # --- .pth: a state dict of PyTorch

@@ -29,11 +29,12 @@ class Stated(NamedTuple):
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] | None = None
     outputs: str | None = None
+    sides: range | None = None  # sides of square images for which the network is defined; None: any
 
 
 def to_json(stated: Stated) -> dict[str, str]:
     """Return the strings to store in a file; `from_json` reads them."""
-    model, preprocessing, classes, outputs = stated
+    model, preprocessing, classes, outputs, sides = stated
     metadata = {
         "vgg": json.dumps({name: getattr(model, name) for name in MODEL_FIELDS}),
         "dtype": np.dtype(model.dtype).name,
@@ -44,6 +45,8 @@ def to_json(stated: Stated) -> dict[str, str]:
         metadata["classes"] = json.dumps(classes, ensure_ascii=False)
     if outputs is not None:
         metadata["outputs"] = outputs
+    if sides is not None:
+        metadata["sides"] = json.dumps([sides.start, sides.stop])
     return metadata
 
 
@@ -67,6 +70,8 @@ def from_json(metadata: Mapping[str, Any], param_dtype: Any) -> Stated | None:
         stated = json.loads(metadata.get("preprocessing", "null"))
         preprocessing = None if stated is None else Preprocessing(**_with_tuples(stated))
         classes = json.loads(metadata.get("classes", "null"))
+        limits = json.loads(metadata.get("sides", "null"))
+        sides = None if limits is None else range(*limits)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"its metadata do not describe a VGG: {error}") from None
     outputs = metadata.get("outputs")
@@ -77,7 +82,7 @@ def from_json(metadata: Mapping[str, Any], param_dtype: Any) -> Stated | None:
         )
     if outputs not in (None, *OUTPUTS):
         raise UserError(f"its metadata state outputs {outputs!r}; expected one of {', '.join(OUTPUTS)}")
-    return Stated(model, preprocessing, None if classes is None else tuple(classes), outputs)
+    return Stated(model, preprocessing, None if classes is None else tuple(classes), outputs, sides)
 
 
 def attach_to(state_dict: Any, metadata: Mapping[str, str]) -> None:
