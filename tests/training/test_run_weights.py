@@ -129,3 +129,10 @@ def test_each_command_passes_the_step_on(module, arguments, run, tmp_path, monke
     values = [argument.format(run=run, tmp=tmp_path) for argument in arguments]
     assert module.main([*values, "--step", "best"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {run} best")
+
+
+def test_temporary_directory_that_cannot_be_made_gives_one_line(run, monkeypatch, tmp_path):
+    """As on a full disk: the checkpoints are not called damaged."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with raises_user_error("cannot make a temporary directory", "free disk space, or set TMPDIR"):
+        load(run)

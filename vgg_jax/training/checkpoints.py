@@ -288,7 +288,11 @@ def _metadata_problem(path: str) -> str | None:
     Each checkpoint is opened in a directory of its own, because one unreadable checkpoint keeps Orbax from opening the
     whole directory.
     """
-    with tempfile.TemporaryDirectory() as alone:
+    try:
+        directory = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise UserError(f"cannot make a temporary directory: {error}; free disk space, or set TMPDIR") from None
+    with directory as alone:
         os.symlink(path, os.path.join(alone, os.path.basename(path)))
         try:
             with _open(alone, read_only=True) as manager:
