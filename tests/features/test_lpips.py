@@ -1,0 +1,211 @@
+"""LPIPS against the package `lpips`, with the same random trunk and the authors' heads."""
+
+import functools
+import itertools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vgg_jax.errors import UserError
+from vgg_jax.features import lpips, lpips_features
+from vgg_jax.model import VGG
+from vgg_jax.weights.layouts import from_torch
+
+SIZES = ((32, 32), (33, 47))
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    """Return a torch trunk of He-normal weights, and its state dict under torchvision's names."""
+    import torch
+
+    from benchmarks.pytorch import import_torchvision
+
+    torchvision = import_torchvision()
+    torch.manual_seed(0)
+    net = torchvision.models.vgg16(weights=None).double()
+    return net.features.eval()
+
+
+@pytest.fixture(scope="module")
+def reference(trunk):
+    """Return the function of the package for a version: from NCHW tensors to distances."""
+    import lpips as package
+
+    @functools.cache
+    def make(version, spatial=False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the package passes arguments that torchvision calls deprecated
+            metric = package.LPIPS(net="vgg", version=version, pnet_rand=True, spatial=spatial, verbose=False).double()
+        for part in (metric.net.slice1, metric.net.slice2, metric.net.slice3, metric.net.slice4, metric.net.slice5):
+            for name, module in part.named_children():
+                if hasattr(module, "weight"):
+                    module.load_state_dict(trunk[int(name)].state_dict())
+        return metric
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def network(trunk):
+    state = {f"features.{name}": tensor for name, tensor in trunk.state_dict().items()}
+    with jax.enable_x64(True):
+        return from_torch(state)
+
+
+def images(size, low=-1.0, high=1.0, seed=0, batch=1):
+    rng = np.random.default_rng(seed)
+    first = rng.uniform(low, high, (batch, *size, 3))
+    second = np.clip(first + rng.normal(0, 0.1 * (high - low), first.shape), low, high)
+    return first, second
+
+
+def torch_tensor(array):
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 1)))
+
+
+@pytest.mark.parametrize(
+    "version, spatial, normalize", list(itertools.product(("0.1", "0.0"), (False, True), (False, True)))
+)
+def test_distances_equal_those_of_the_package(network, reference, version, spatial, normalize):
+    """Equal to 1e-10 in float64: the same sums in another order."""
+    model, variables = network
+    low = 0.0 if normalize else -1.0
+    for i, size in enumerate(SIZES):
+        first, second = images(size, low, seed=i)
+        expected = reference(version, spatial)(torch_tensor(first), torch_tensor(second), normalize=normalize)
+        with jax.enable_x64(True):
+            found = lpips(model, variables, first, second, input_range=(low, 1), version=version, spatial=spatial)
+        expected = expected.detach().numpy()[:, 0]
+        np.testing.assert_allclose(found, expected if spatial else expected[:, 0, 0], rtol=1e-10, atol=1e-14)
+
+
+def test_gradients_equal_those_of_the_package(network, reference):
+    """Equal to 1e-8 in float64, relative to the largest."""
+    model, variables = network
+    first, second = images((33, 47), batch=2)
+    tensor = torch_tensor(first).requires_grad_()
+    reference("0.1")(tensor, torch_tensor(second)).sum().backward()
+    with jax.enable_x64(True):
+        gradient = jax.grad(lambda x: lpips(model, variables, x, second, input_range=(-1, 1)).sum())(jnp.asarray(first))
+    expected = np.moveaxis(tensor.grad.numpy(), 1, -1)
+    np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-8 * np.abs(expected).max())
+
+
+@pytest.fixture(scope="module")
+def single(network):
+    """Return the network in float32."""
+    model, variables = network
+    return model.clone(dtype=jnp.float32, param_dtype=jnp.float32), jax.tree.map(np.float32, variables)
+
+
+def test_float32_distances_equal_those_of_the_package(single, reference):
+    """Equal to 1e-5 relative: float32 sums of at most 4,608 products."""
+    model, variables = single
+    first, second = (np.float32(x) for x in images((48, 48), batch=3))
+    expected = reference("0.1")(torch_tensor(first).double(), torch_tensor(second).double()).detach().numpy()
+    found = jax.jit(functools.partial(lpips, model, input_range=(-1, 1)))(variables, first, second)
+    np.testing.assert_allclose(found, expected[:, 0, 0, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", ["equal", "black", "dead channel"])
+def test_gradients_are_finite(single, dtype, case):
+    model, variables = single
+    model = model.clone(dtype=jnp.dtype(dtype))
+    first, second = (np.float32(x) for x in images((32, 32)))
+    if case == "equal":
+        second = first
+    if case == "black":
+        first = np.full_like(first, -1)
+    if case == "dead channel":
+        layers = {
+            name: {"kernel": leaves["kernel"] * (name != "conv5_3"), "bias": leaves["bias"] * 0}
+            for name, leaves in variables["params"].items()
+        }
+        variables = {"params": layers}
+    value, gradient = jax.value_and_grad(lambda x: lpips(model, variables, x, second, input_range=(-1, 1)).sum())(first)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    assert (value == 0) == (case == "equal")
+
+
+def test_bfloat16_keeps_values_and_order(single):
+    """Within 2 %; the order of pairs that differ by more than 5 % is kept."""
+    model, variables = single
+    first, second = (np.float32(x) for x in images((48, 48), batch=6))
+    second = first + (second - first) * np.linspace(0.3, 1.5, 6, dtype=np.float32)[:, None, None, None]
+    exact, rough = (
+        np.asarray(lpips(model.clone(dtype=dtype), variables, first, second, input_range=(-2, 2)))
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    np.testing.assert_allclose(rough, exact, rtol=0.02)
+    for i, j in itertools.combinations(range(6), 2):
+        if abs(exact[i] - exact[j]) > 0.05 * max(exact[i], exact[j]):
+            assert (exact[i] < exact[j]) == (rough[i] < rough[j])
+
+
+def test_targets_are_cached_and_shapes_are_free(single):
+    """A cached target, a batch of two axes, no batch axis and vmap give the same numbers as pairs of images."""
+    model, variables = single
+    first, second = (np.float32(x) for x in images((32, 40), 0, 255, batch=4))
+    distance = functools.partial(lpips, model, variables, input_range=(0, 255))
+    expected = distance(first, second)
+    target = lpips_features(model, variables, second, input_range=(0, 255))
+    np.testing.assert_array_equal(distance(first, target), expected)
+    shaped = distance(first.reshape(2, 2, 32, 40, 3), second.reshape(2, 2, 32, 40, 3))
+    np.testing.assert_allclose(shaped, expected.reshape(2, 2), rtol=1e-6)  # another batch may change the last bits
+    np.testing.assert_allclose(distance(first[0], second[0]), expected[0], rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(distance)(first, second), expected, rtol=1e-5)
+    assert distance(first, second, spatial=True).shape == (4, 32, 40)
+
+
+def test_rematerialization_halves_the_residuals(single):
+    """The gradient is the same; arrays kept for the backward pass at 64x64 are at most half."""
+    from jax._src.ad_checkpoint import saved_residuals  # print_saved_residuals only prints
+
+    model, variables = single
+    first, second = (np.float32(x) for x in images((64, 64), batch=2))
+    target = lpips_features(model, variables, second, input_range=(-1, 1))
+
+    def loss(x, remat):
+        return lpips(model, variables, x, target, input_range=(-1, 1), remat=remat).sum()
+
+    sizes = []
+    for remat in (False, True):
+        residuals = saved_residuals(functools.partial(loss, remat=remat), first)
+        sizes.append(sum(np.prod(r.shape) * r.dtype.itemsize for r, why in residuals if "constant" not in why))
+    assert sizes[1] <= sizes[0] / 2
+    gradients = [jax.grad(functools.partial(loss, remat=remat))(first) for remat in (False, True)]
+    np.testing.assert_allclose(*gradients, atol=1e-6 * np.abs(gradients[0]).max(), rtol=0)
+
+
+def test_mistakes_are_refused(single):
+    model, variables = single
+    first, second = (np.float32(x) for x in images((32, 32), 0, 255))
+    distance = functools.partial(lpips, model, variables, first, second)
+    with pytest.raises(TypeError, match="input_range"):
+        distance()
+    with pytest.raises(UserError, match=r"values from .* expected input_range, -1 to 1"):
+        distance(input_range=(-1, 1), check_range=True)
+    with pytest.raises(UserError, match=r"version is '0\.2'; expected 0\.1 or 0\.0"):
+        distance(input_range=(0, 255), version="0.2")
+    with pytest.raises(UserError, match="relu1_2 of the others"):
+        lpips(model, variables, first, second[:, :16], input_range=(0, 255))
+    with pytest.raises(UserError, match="expected floats"):
+        lpips(model, variables, first.astype(np.uint8), second, input_range=(0, 255))
+    for other in (VGG(19), VGG(16, batch_norm=True), VGG(16, conv1x1=True)):
+        with pytest.raises(UserError, match="LPIPS is defined on VGG-16 without batch norm"):
+            lpips(other, variables, first, second, input_range=(0, 255))
+
+
+def test_check_of_the_range_is_refused_inside_jit(single):
+    model, variables = single
+    first, second = (np.float32(x) for x in images((32, 32)))
+    distance = jax.jit(functools.partial(lpips, model, input_range=(-1, 1), check_range=True))
+    with pytest.raises(UserError, match="which have no values inside jit"):
+        distance(variables, first, second)
