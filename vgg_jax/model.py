@@ -132,7 +132,7 @@ class VGG(nn.Module):
             (not self.lrn or self.depth == 11, f"lrn is column A-LRN: it needs depth 11, not {self.depth}"),
             (not self.conv1x1 or self.depth == 16, f"conv1x1 is column C: it needs depth 16, not {self.depth}"),
             (classes is None or classes > 0, f"num_classes is {classes}; expected 1 or more, or None"),
-            (self.pool_size > 0, f"pool_size is {self.pool_size}; expected 1 or more"),
+            (0 < self.pool_size <= 256, f"pool_size is {self.pool_size}; expected 1 to 256"),
             (len(self.hidden) <= 2 and all(width > 0 for width in self.hidden),
              f"hidden is {self.hidden}; expected at most two positive widths, of fc6 and fc7"),
             (tuple(self.pool_after) == tuple(s for s in range(1, 6) if s in self.pool_after),

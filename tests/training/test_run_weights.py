@@ -136,3 +136,13 @@ def test_temporary_directory_that_cannot_be_made_gives_one_line(run, monkeypatch
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with raises_user_error("cannot make a temporary directory", "free disk space, or set TMPDIR"):
         load(run)
+
+
+def test_absurd_pool_size_of_a_run_is_refused_at_once(run, tmp_path):
+    """The adaptive pool is traced window by window, so a damaged number would trace for hours."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((copy / "config.json").read_text())
+    config["model"]["pool_size"] = 2**31
+    (copy / "config.json").write_text(json.dumps(config))
+    with raises_user_error("pool_size is 2147483648; expected 1 to 256"):
+        load(copy)
