@@ -1,4 +1,4 @@
-"""Files under a weight's name that hold something else: one line says what they hold and what to do."""
+"""Files with the name of weights but another content are refused in one line with the remedy."""
 
 import argparse
 import fractions

@@ -25,7 +25,7 @@ def rescale(
       images: (..., H, W, C) floats.
       source: the values of black and of white in `images`.
       target: their values in the result.
-      dtype: the dtype of the result, of which at least float32 is used for the computation.
+      dtype: the dtype of the network; the result has at least float32.
       check: raise an error if a value lies outside `source`; not inside `jit`.
 
     Raises:

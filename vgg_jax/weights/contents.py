@@ -1,4 +1,4 @@
-"""Files that are no weights, or weights of another kind: what they hold, and what to do instead."""
+"""Descriptions of files that hold no weights, or weights of another kind, with the remedy."""
 
 import contextlib
 import os
