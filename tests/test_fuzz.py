@@ -15,3 +15,4 @@ def test_mutated_files_are_read_or_refused(kind):
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     assert f"{kind}: 500 mutations" in done.stdout
+    assert "Traceback" not in done.stderr, done.stderr[-2000:]

@@ -127,11 +127,6 @@ def collected():
     gc.collect()
 
 
-# If a read fails, Orbax abandons other reads, which find their event loop closed.
-abandoned_reads = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@abandoned_reads
 @pytest.mark.parametrize("cases", [30, pytest.param(200, marks=pytest.mark.slow)])
 def test_damaged_file_is_detected_or_harmless(cases, two_checkpoints, tmp_path, capsys):
     """After damage to a file of the latest checkpoint, the previous one is used or all arrays are as saved."""
@@ -193,7 +188,6 @@ def test_changed_metadata_are_detected(two_checkpoints, tmp_path, capsys):
     assert "step 20 is damaged: its metadata cannot be read: ValueError: failed the checksum" in output
 
 
-@abandoned_reads
 def test_all_checkpoints_damaged_is_refused_without_changes(two_checkpoints, tmp_path):
     for files in (("_CHECKPOINT_METADATA",), ("default/manifest.ocdbt",)):
         directory = tmp_path / files[0].split("/")[0] / "checkpoints"
@@ -207,7 +201,6 @@ def test_all_checkpoints_damaged_is_refused_without_changes(two_checkpoints, tmp
         assert not directory.with_name("checkpoints-corrupt").exists()
 
 
-@abandoned_reads
 @pytest.mark.parametrize("damaged", [False, True])
 def test_another_structure_of_the_state_is_no_damage(damaged, tmp_path):
     """An optimizer with a mask has arrays of the same names and shapes, in a tree of another structure."""

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from tests.cli.test_train import command
 from tests.conftest import raises_user_error
-from tests.training.test_checkpoints import abandoned_reads, collected  # noqa: F401 - a fixture for all tests here
+from tests.training.test_checkpoints import collected  # noqa: F401 - a fixture for all tests here
 from vgg_jax import load
 from vgg_jax.config import Config, DataConfig, ModelConfig
 from vgg_jax.training import loop, session
@@ -169,7 +169,6 @@ def test_held_lock_changes_no_byte(config, finished):
             loop.train_and_evaluate(config, str(finished))
 
 
-@abandoned_reads
 @pytest.mark.parametrize("older", ["_CHECKPOINT_METADATA", "default/ocdbt.process_0/d/*"], ids=["metadata", "arrays"])
 def test_refusal_moves_no_damaged_checkpoint(older, config, copy):
     """Damage to metadata is detected when the checkpoints are opened, damage to arrays only later."""

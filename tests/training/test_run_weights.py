@@ -12,7 +12,6 @@ import pytest
 
 from tests.conftest import raises_user_error
 from tests.narrow import NARROW_TABLE
-from tests.training.test_checkpoints import abandoned_reads
 from tests.training.test_refusals import small_config
 from vgg_jax import load
 from vgg_jax.cli import convert, evaluate, network_options, predict, style_transfer
@@ -73,7 +72,6 @@ def test_missing_step_lists_the_saved_ones(step, run):
         load(run, step=step)
 
 
-@abandoned_reads
 def test_damaged_step_is_refused_and_not_replaced(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
     for path in (copy / "checkpoints" / "2").glob("default/ocdbt.process_0/d/*"):

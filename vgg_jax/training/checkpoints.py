@@ -15,6 +15,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from vgg_jax.console import log, note
 from vgg_jax.errors import UserError, first_line
+from vgg_jax.training.abandoned_reads import silence_abandoned_reads
 from vgg_jax.training.checksums import describe, difference, named_arrays, named_leaves, read_metadata
 from vgg_jax.training.host_copy import HostCopy
 from vgg_jax.training.metrics import evaluation_error
@@ -275,6 +276,7 @@ def _read_whole(directory: str, step: int, read: Callable[[int], Any]) -> tuple[
     path = os.path.join(os.path.abspath(directory), str(step))
     if problem := _metadata_problem(path):
         return None, problem
+    silence_abandoned_reads()
     try:
         arrays = read(step)
     except Exception as error:  # of many kinds, from Orbax, TensorStore and the system
