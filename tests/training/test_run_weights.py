@@ -136,11 +136,18 @@ def test_temporary_directory_that_cannot_be_made_gives_one_line(run, monkeypatch
         load(run)
 
 
-def test_absurd_pool_size_of_a_run_is_refused_at_once(run, tmp_path):
-    """The adaptive pool is traced window by window, so a damaged number would trace for hours."""
+@pytest.mark.parametrize(
+    ("part", "field", "value", "message"),
+    [
+        # The adaptive pool is traced window by window, so a damaged number would trace for hours.
+        pytest.param("model", "pool_size", 2**31, "pool_size is 2147483648; expected 1 to 256", id="pool"),
+        pytest.param("data", "image_size", 7, "data.image_size is 7; expected at least 16", id="image"),
+    ],
+)
+def test_damaged_number_of_a_run_is_refused_at_once(part, field, value, message, run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     config = json.loads((copy / "config.json").read_text())
-    config["model"]["pool_size"] = 2**31
+    config[part][field] = value
     (copy / "config.json").write_text(json.dumps(config))
-    with raises_user_error("pool_size is 2147483648; expected 1 to 256"):
+    with raises_user_error(message):
         load(copy)

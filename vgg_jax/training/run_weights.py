@@ -92,6 +92,11 @@ def _read(path: str, directory: str, step: str) -> dict[str, Any]:
 
 def _check_fits(path: str, model: VGG, variables: dict[str, Any], image_shape: tuple[int, int, int]) -> None:
     """Raise UserError if the variables of a run's checkpoint do not fit the model of its configuration."""
+    if image_shape[0] < model.smallest_image():
+        raise UserError(
+            f"{path} is not the directory of a run: config.json: data.image_size is {image_shape[0]}; expected at "
+            f"least {model.smallest_image()}; restore the config.json of the run"
+        )
     images = jax.ShapeDtypeStruct((1, *image_shape), model.dtype)
     shapes = [named_leaves(tree) for tree in (variables, jax.eval_shape(model.init, jax.random.key(0), images))]
     found, expected = ({name: leaf.shape for name, leaf in leaves.items()} for leaves in shapes)
