@@ -8,7 +8,9 @@ Installed, `vgg-jax train` is the same command.
 import os
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before JAX is imported; else XLA logs each cached program
+from vgg_jax.platforms import log_level
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", log_level())  # before JAX is imported
 
 from vgg_jax.cli.train import main
 

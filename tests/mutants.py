@@ -91,7 +91,7 @@ MUTANTS = [
     Mutant(
         "arrays are not compared with their checksums",
         "vgg_jax/training/checksums.py",
-        "if saved.get(name) != found.get(name)]",
+        "if saved.get(name) != found[name]]",
         "if False]",
         "tests/training/test_checkpoints.py -k named",
     ),

@@ -1,6 +1,7 @@
 """The settings of the process: the allocator and the compilation cache."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
@@ -10,6 +11,7 @@ import jax
 import pytest
 
 from vgg_jax import runtime
+from vgg_jax.platforms import has_accelerator, log_level
 from vgg_jax.runtime import configure, keep_freed_memory, use_compilation_cache
 
 PAGES = 2**28 // 4096  # pages of the array below
@@ -48,6 +50,26 @@ def test_second_run_of_a_program_takes_no_new_pages():
 def test_allocator_is_unchanged_with_an_accelerator(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [f"a plug-in of {group}"])
     assert not keep_freed_memory()
+
+
+@pytest.mark.parametrize(
+    ("hint", "level"), [("libtpu", "2"), ("jax_plugins", "2"), ("TPU_LIBRARY_PATH", "2"), ("cpu", "3"), ("", "3")]
+)
+def test_errors_of_xla_appear_on_accelerators(hint, level, monkeypatch):
+    """A TPU host has libtpu, and a plug-in may be a module without an entry point."""
+    find_spec = importlib.util.find_spec
+    names = ("libtpu", "jax_plugins")
+    found = {"cpu": names}.get(hint, (hint,))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: name in found or None if name in names else find_spec(name)
+    )
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: ())
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu" if hint == "cpu" else "")
+    if hint == "TPU_LIBRARY_PATH":
+        monkeypatch.setenv(hint, "/libtpu.so")
+    assert log_level() == level
+    assert has_accelerator() == (level == "2")
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from vgg_jax.platforms import log_level
+
 # The module in vgg_jax.cli and the purpose of each subcommand.
 SUBCOMMANDS = {
     "train": ("train", "train a network from a configuration file"),
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = ", ".join(SUBCOMMANDS)
         print(f"vgg-jax: error: found no subcommand {name!r}; expected one of {known}", file=sys.stderr)
         return 2
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # JAX reads it at import; else XLA logs each cached program
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", log_level())  # JAX reads it at import
     module = importlib.import_module(f"vgg_jax.cli.{SUBCOMMANDS[name][0]}")
     return int(module.main(arguments))
 

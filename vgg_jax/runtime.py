@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import importlib.metadata
 import logging
 import os
 import sys
@@ -10,6 +9,8 @@ import warnings
 from typing import Any
 
 import jax
+
+from vgg_jax.platforms import has_accelerator
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # the numbers of <malloc.h>
 COMPILATION_CACHE = os.path.join("~", ".cache", "vgg_jax", "compiled")
@@ -57,12 +58,12 @@ def keep_freed_memory() -> bool:
     it has needed so far.
 
     Call this before JAX starts its threads: each thread would otherwise get an arena of its own. It needs the GNU C
-    library, and does nothing if JAX has a plug-in for an accelerator.
+    library, and does nothing if JAX may use an accelerator.
 
     Returns:
       Whether freed memory is kept.
     """
-    if importlib.metadata.entry_points(group="jax_plugins"):
+    if has_accelerator():
         return False
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt

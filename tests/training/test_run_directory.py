@@ -1,5 +1,6 @@
 """The directory of a run: one writer, a full, read-only or deleted directory, a changed configuration."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,12 +16,15 @@ from tests.cli.test_train import ROOT, SMALL_IMAGES, command
 from tests.conftest import raises_user_error
 from tests.training.test_checkpoints import assert_equal_states, make_state, small_state
 from vgg_jax.config import Config, OptimizerConfig
+from vgg_jax.training import session
 from vgg_jax.training.checkpoints import Checkpoints, saved_steps
+from vgg_jax.training.run import Run
 from vgg_jax.training.run_directory import open_run
 
 HOLDER = """
 import sys, time
 from vgg_jax.config import Config
+from vgg_jax.training.run import Run
 from vgg_jax.training.run_directory import open_run
 
 with open_run(sys.argv[1], Config()):
@@ -43,6 +47,21 @@ def test_second_run_is_refused_and_stale_lock_is_ignored(tmp_path):
     for _ in range(2):
         with open_run(str(tmp_path), Config()) as write_config:
             write_config()
+
+
+def test_saved_steps_are_read_under_the_lock(tmp_path, monkeypatch):
+    """Before the lock, another run might save a checkpoint in between."""
+
+    def steps(directory):
+        with raises_user_error("another process is training in"), open_run(str(tmp_path), Config()):
+            pass
+        raise StopIteration
+
+    monkeypatch.setattr(session, "saved_steps", steps)
+    run = object.__new__(Run)
+    object.__setattr__(run, "config", Config(init_from="a.safetensors"))
+    with contextlib.ExitStack() as stack, pytest.raises(StopIteration):
+        session.open_session(run, str(tmp_path), False, False, stack)
 
 
 @pytest.mark.parametrize("name", ["/proc/run", "file/run"], ids=["read_only", "below_a_file"])

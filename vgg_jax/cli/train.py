@@ -11,7 +11,7 @@ checkpoints/. The same command resumes from the last checkpoint. SIGINT and SIGT
 
 On several machines, run the command once on each machine, or once for each device: with --distributed if JAX can find
 the other processes (Slurm, Open MPI, Kubernetes, Cloud TPU), else with --coordinator HOST:PORT, --num_processes and
---process_id.
+--process_id. One process for each GPU then also needs --local_device_ids.
 """
 
 import contextlib
@@ -54,15 +54,16 @@ def _run(argv: list[str]) -> int:
         print(_help(argv))
         return 0
     configure()
+    joining = _process_flags(argv)
     # On a CPU, run the steps of an evaluation in turn, as those of training.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     ignore_abandoned_writes()
-    config, flags, notes = _parse(argv)
     # TFDS and Orbax log, with tracebacks, the errors that this command reports in one line.
     require("absl.logging", "train").set_verbosity("fatal")
     from vgg_jax.training import loop  # here, because it imports modules of the extra `train`
 
-    with _processes(flags):
+    with _processes(joining):  # before the rest is parsed: so the others learn of a mistake in one command
+        config, flags, notes = _parse(argv)
         for line in notes if jax.process_index() == 0 else ():
             note(line)
         return loop.train_and_evaluate(config, flags.workdir, flags.summary, flags.allow_changes)
@@ -83,12 +84,41 @@ def _define_flags(argv: list[str]) -> Any:
     flags.DEFINE_bool(
         "allow_changes", False, "resume with a configuration that differs from that of the run", flag_values=values
     )
+    _define_process_flags(values)
+    return values
+
+
+def _define_process_flags(values: Any) -> None:
+    """Add the flags that join the processes of a run."""
+    flags = require("absl.flags", "train")
     flags.DEFINE_bool(
         "distributed", False, "join the other processes of the run, which JAX finds itself", flag_values=values
     )
     flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "number of processes", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("process_id", None, "index of this process, from 0", lower_bound=0, flag_values=values)
+    flags.DEFINE_list(
+        "local_device_ids",
+        None,
+        "GPUs of this machine that this process uses, such as 0 or 0,1; by default all of them",
+        flag_values=values,
+    )
+
+
+def _process_flags(argv: list[str]) -> Any:
+    """Return the flags that join the processes; every other argument is parsed later.
+
+    Raises:
+      UserError: for a wrong value.
+    """
+    flags = require("absl.flags", "train")
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # else parsing ends at the first value of another flag
+    _define_process_flags(values)
+    try:
+        values(["train.py", *argv], known_only=True)
+    except flags.Error as error:
+        raise UserError(str(error).splitlines()[0]) from None
     return values
 
 
@@ -208,11 +238,23 @@ def _processes(flags: Any) -> contextlib.AbstractContextManager[None]:
     from vgg_jax.training.processes import check_alone, joined
 
     if flags.distributed or flags.coordinator:
-        return joined(flags.coordinator, flags.num_processes, flags.process_id)
-    if flags.num_processes is not None or flags.process_id is not None:
+        return joined(flags.coordinator, flags.num_processes, flags.process_id, _device_ids(flags.local_device_ids))
+    given = (flags.num_processes, flags.process_id, flags.local_device_ids)
+    if any(value is not None for value in given):
         raise UserError("--coordinator is missing; expected HOST:PORT with --num_processes and --process_id")
     check_alone()
     return contextlib.nullcontext()
+
+
+def _device_ids(texts: list[str] | None) -> list[int] | None:
+    """Return the numbers of a process's devices, or None if they are not given."""
+    if texts is None:
+        return None
+    if not texts or not all(text.isdecimal() for text in texts):
+        raise UserError(
+            f"--local_device_ids is {','.join(texts)!r}; expected the numbers of GPUs of this machine, such as 0 or 0,1"
+        )
+    return [int(text) for text in texts]
 
 
 def ignore_abandoned_writes() -> None:

@@ -319,7 +319,7 @@ class _ArrayRecords:
     """The records of a split in array_record files, and the place of each."""
 
     def __init__(self, source: Any, files: Sequence[Any]) -> None:
-        self._source, self._files = source, files
+        self._source, self.files = source, files
         self._ends = np.cumsum([file.examples_in_shard if file.take == -1 else file.take for file in files])
 
     def __len__(self) -> int:
@@ -338,4 +338,4 @@ class _ArrayRecords:
         """Return the file of a record and the record's place in it."""
         i = int(np.searchsorted(self._ends, index, "right"))
         first = self._ends[i - 1] if i else 0
-        return f"{self._files[i].filename}, record {self._files[i].skip + index - first}"
+        return f"{self.files[i].filename}, record {self.files[i].skip + index - first}"

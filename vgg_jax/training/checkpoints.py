@@ -4,21 +4,21 @@ import contextlib
 import functools
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers as policies
 
 from vgg_jax.console import log, note
 from vgg_jax.errors import UserError, first_line
 from vgg_jax.training.abandoned_reads import silence_abandoned_reads
-from vgg_jax.training.checksums import describe, difference, named_arrays, named_leaves, read_metadata
-from vgg_jax.training.host_copy import HostCopy
-from vgg_jax.training.metrics import evaluation_error
+from vgg_jax.training.agreement import exchange, meet
+from vgg_jax.training.checksums import describe, named_leaves, not_finite, problem_of, read_metadata, read_sums
+from vgg_jax.training.host_copy import HostCopy, local_parts
+from vgg_jax.training.manager import Save, make_handler, open_manager
 from vgg_jax.training.state import TrainState
 
 
@@ -45,6 +45,7 @@ class Checkpoints:
         self._is_open = False
         self._saving = False  # whether the outcome of a save is still unknown
         self._host_copy = HostCopy()
+        self._handler = make_handler()
 
     def open(self) -> None:
         """Prepare the directory for saves; the first save does so too.
@@ -58,7 +59,7 @@ class Checkpoints:
     def _manager(self) -> ocp.CheckpointManager:
         self._set_aside({step: f"is damaged: {problem}" for step, problem in self._damaged.items()})
         self._is_open = True
-        return _open(self._directory)
+        return open_manager(self._directory, handler=self._handler)
 
     @property
     def latest_step(self) -> int | None:
@@ -89,28 +90,43 @@ class Checkpoints:
             return
         self.check(wait=True)  # the last save reads the host copy that this save overwrites
         tree = _arrays(state)
+        shapes = {name: list(leaf.shape) for name, leaf in named_leaves(tree).items()}
         if jax.process_count() == 1:
             tree = self._host_copy.update(tree)
-        arrays = named_arrays(tree)
-        learned = [name for name in arrays if not name.startswith("plateau/")]  # a plateau starts at inf
-        if bad := [name for name in learned if not np.isfinite(arrays[name]).all()]:
-            log(f"checkpoint of step {step} not saved: {bad[0]} is not finite")
+            parts = [part for name, leaf in named_leaves(tree).items() for part in local_parts(name, leaf)]
+        else:  # Orbax copies what each process writes; this copies what each process hashes
+            parts = self._host_copy.update_parts(named_leaves(tree))
+        learned = [part for part in parts if not part.name.startswith("plateau/")]  # a plateau starts at inf
+        if bad := min((names[0] for names in exchange(not_finite(learned)) if names), default=None):
+            log(f"checkpoint of step {step} not saved: {bad} is not finite")
             return
         if metrics and not np.isfinite(list(metrics.values())).all():
             metrics = None
         with self._names_failure():
             if not os.path.isdir(self._directory):
                 raise FileNotFoundError("the directory is gone")
-            metadata = describe(arrays, metrics, progress)
-            self._manager.save(step, args=ocp.args.PyTreeSave(tree), metrics=metrics, custom_metadata=metadata)
+            metadata = describe(shapes, metrics, progress)
+            self._manager.save(step, args=Save(tree, parts=parts), metrics=metrics, custom_metadata=metadata)
             self._saving = True
 
     def check(self, wait: bool = False) -> None:
         """Raise UserError if a save in the background has failed; with `wait`, block until the save finishes."""
+        if jax.process_count() > 1:
+            self._await_processes(wait)
         if self._saving and (wait or not self._manager.is_saving_in_progress()):
             self._saving = False
             with self._names_failure():
                 self._manager.wait_until_finished()  # raises errors that `check_for_errors` of the manager misses
+
+    def _await_processes(self, wait: bool) -> None:
+        """Raise UserError if this process has failed to save; with `wait`, block until all processes have saved."""
+        while True:
+            if self._handler.failure:
+                with self._names_failure():
+                    raise self._handler.failure
+            if not (wait and self._saving and self._manager.is_saving_in_progress()):
+                return
+            time.sleep(0.01)
 
     def restore(self, state: TrainState) -> tuple[TrainState, Any]:
         """Return `state` with the arrays of the newest intact checkpoint, and the progress saved with them.
@@ -157,6 +173,7 @@ class Checkpoints:
         Raises:
           UserError: if one has failed.
         """
+        self.check(wait=True)
         with self._names_failure():
             self._manager.wait_until_finished()
         self._manager.close()
@@ -206,8 +223,8 @@ class Checkpoints:
                 while os.path.exists(aside):
                     aside += "-again"
                 os.rename(self._path(step), aside)
-        if steps and jax.process_count() > 1:
-            multihost_utils.sync_global_devices("checkpoints are moved")
+        if steps:
+            meet()
 
     @contextlib.contextmanager
     def _names_failure(self) -> Iterator[None]:
@@ -272,16 +289,24 @@ def _newest_whole(directory: str, steps: Iterable[int], read: Callable[[int], An
 
 
 def _read_whole(directory: str, step: int, read: Callable[[int], Any]) -> tuple[Any, str | None]:
-    """Return the result of `read` for a step and None, or the problem of its checkpoint."""
+    """Return the result of `read` for a step and None, or the problem of its checkpoint in any process."""
     path = os.path.join(os.path.abspath(directory), str(step))
-    if problem := _metadata_problem(path):
+    if problem := _in_any_process(_metadata_problem(path)):
         return None, problem
     silence_abandoned_reads()
+    arrays, problem = None, None
     try:
         arrays = read(step)
     except Exception as error:  # of many kinds, from Orbax, TensorStore and the system
-        return None, f"it cannot be read: {first_line(error)}"
-    return arrays, difference(read_metadata(path)["sha256"], named_arrays(arrays))
+        problem = f"it cannot be read: {first_line(error)}"
+    if problem := _in_any_process(problem):
+        return None, problem
+    return arrays, problem_of(path, arrays)
+
+
+def _in_any_process(problem: str | None) -> str | None:
+    """Return the first process's problem, so that all processes turn to the same checkpoint."""
+    return next((found for found in exchange(problem) if found), None)
 
 
 def _metadata_problem(path: str) -> str | None:
@@ -297,38 +322,15 @@ def _metadata_problem(path: str) -> str | None:
     with directory as alone:
         os.symlink(path, os.path.join(alone, os.path.basename(path)))
         try:
-            with _open(alone, read_only=True) as manager:
+            with open_manager(alone, read_only=True) as manager:
                 step = int(os.path.basename(path))
                 manager.metadata(step)
                 if manager.metrics(step) != read_metadata(path)["metrics"]:
                     raise ValueError("the evaluation differs from the saved one")
+            read_sums(path)
         except Exception as error:  # of many kinds, from Orbax, TensorStore and the system
             return f"its metadata cannot be read: {type(error).__name__}: {first_line(error)}"
     return None
-
-
-def _open(directory: str, read_only: bool = False) -> ocp.CheckpointManager:
-    best = policies.BestN(
-        get_metric_fn=lambda metrics: -evaluation_error(metrics), n=1, keep_checkpoints_without_metrics=False
-    )
-    options = ocp.CheckpointManagerOptions(
-        best_fn=lambda metrics: -evaluation_error(metrics),  # else Orbax forgets the metrics when the run stops
-        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
-        cleanup_tmp_directories=not read_only,
-        read_only=read_only,
-    )
-    # Compression takes more processor time than all other parts of a save, and shrinks it by a tenth only.
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=_array_handlers())
-    return ocp.CheckpointManager(directory, item_handlers=handler, options=options)
-
-
-def _array_handlers() -> Any:
-    """Return Orbax's array handlers without their copy of arrays on the host, which are a `HostCopy` already."""
-    types = ocp.type_handlers
-    return types.create_type_handler_registry(
-        (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
-        (jax.Array, types.get_type_handler(jax.Array)),
-    )
 
 
 def _all_corrupt(directory: str, corrupt: dict[int, str]) -> UserError:

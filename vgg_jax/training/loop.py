@@ -11,6 +11,7 @@ from vgg_jax.config import Config
 from vgg_jax.data.augmentation import augment, normalize
 from vgg_jax.runtime import compiler_options
 from vgg_jax.training.class_names import resolve_classes
+from vgg_jax.training.comparison import compare_runs
 from vgg_jax.training.inputs import augmentation, open_splits
 from vgg_jax.training.optimizer import make_optimizer, make_plateau, make_schedule
 from vgg_jax.training.run import Run
@@ -88,6 +89,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
     config = keep_num_classes(resolve_dtype(config, workdir), workdir)
     jax.config.update("jax_enable_x64", config.model.dtype == "float64")
     run = build(config, make_mesh())
+    compare_runs(run.config, run.train_split, run.eval_split)
     with contextlib.ExitStack() as stack:
         session = open_session(run, workdir, summary, allow_changes, stack)
         if session is None:

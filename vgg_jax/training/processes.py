@@ -1,4 +1,4 @@
-"""The processes of a run: joining each other, leaving at the same step, naming a lost process."""
+"""The processes of a run: joining each other, leaving together, naming a process that is lost or has ended."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 
 import jax
@@ -14,56 +14,85 @@ from jax.experimental import multihost_utils
 
 from vgg_jax.console import log
 from vgg_jax.errors import UserError, first_line
+from vgg_jax.training.agreement import announce_end, end_of_another, leave, meet, process_index, process_total
 
 HEARTBEAT_SECONDS = 20  # a process without a heartbeat for this long is lost
 WATCH_SECONDS = 5  # between two queries for lost processes
+LISTEN_SECONDS = 1  # between two queries for processes that have ended
+GRACE_SECONDS = 5  # this process has so long to end by itself, once another one has
 PATIENCE_SECONDS = 30  # the first process waits this long for slower ones at the end
-LOST = 3  # the exit code if another process is lost
+MISTAKE, LOST = 2, 3  # the exit codes if another process has ended with an error, and if it is lost
+
+_undo: list[Callable[[], None]] = []  # called before an abrupt end
 
 
 @contextlib.contextmanager
-def joined(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Iterator[None]:
+def joined(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    local_device_ids: Sequence[int] | None = None,
+) -> Iterator[None]:
     """Join the other processes to one run for the time of the context.
 
-    If another process is lost, this process ends with exit code 3 and a line that names the lost one. If the first
-    process is lost, JAX aborts this one with an error about the leader task. JAX also aborts this process if the others
-    do not join within five minutes. Only the first process writes to standard output.
+    If a process ends with an error, the others end with exit code 2 and a line that names it and its error. If another
+    process is lost, this process ends with exit code 3 and a line that names the lost one. JAX aborts this process if
+    the others do not join within five minutes. Only the first process writes to standard output.
 
     Args:
       coordinator: HOST:PORT of the first process. For each argument that is None, JAX asks the environment: Slurm, Open
         MPI, Kubernetes or Cloud TPU.
       num_processes: the number of processes.
       process_id: the index of this process, from 0.
+      local_device_ids: the GPUs of this machine that this process uses; None means all of them, unless the environment
+        says otherwise.
 
     Raises:
-      UserError: if there is no such environment, or the arguments do not fit.
+      UserError: if there is no such environment, the arguments do not fit, or another process has ended.
     """
     log(f"joining the other processes{f' at {coordinator}' if coordinator else ''}")
     jax.config.update("jax_enable_recoverability", True)  # else JAX aborts before we name the lost process
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        jax.distributed.initialize(
+            *(coordinator, num_processes, process_id, local_device_ids), heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
     except (ValueError, RuntimeError, IndexError) as error:  # IndexError: an address without a port
         raise UserError(
             f"cannot join the other processes: {first_line(error)}; expected Slurm, Open MPI, Kubernetes or Cloud TPU; "
             "elsewhere, set --coordinator HOST:PORT with --num_processes and --process_id"
         ) from None
-    if jax.process_index() > 0:
+    if process_index() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
-    ended = threading.Event()
-    watch = threading.Thread(target=_watch, args=(ended,), daemon=True)
+    ended, failed = threading.Event(), threading.Event()
+    watch = threading.Thread(target=_watch, args=(ended, failed), daemon=True)
+    threading.Thread(target=_listen, args=(ended,), daemon=True).start()
     watch.start()
     try:
         yield
-        multihost_utils.sync_global_devices("the end of the run")
-    except UserError:
-        raise
-    except Exception:  # a failing collective raises several kinds
-        watch.join(2 * HEARTBEAT_SECONDS)  # if a lost process is the cause, the watch names it and ends this process
+        meet()
+    except Exception as error:  # a failing collective raises several kinds
+        if not isinstance(error, UserError):
+            watch.join(2 * HEARTBEAT_SECONDS)  # if a lost process is the cause, the watch names it and ends this one
+        failed.set()
+        if not end_of_another():
+            announce_end(first_line(error))
+        leave(PATIENCE_SECONDS)
         raise
     finally:
         ended.set()
-        watch.join(PATIENCE_SECONDS)
+        if not failed.is_set():
+            watch.join(PATIENCE_SECONDS)
         jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def undone_at_an_abrupt_end(undo: Callable[[], None]) -> Iterator[None]:
+    """Call `undo` if this process has to end inside the context because another process has ended."""
+    _undo.append(undo)
+    try:
+        yield
+    finally:
+        _undo.remove(undo)
 
 
 def check_alone(environment: Mapping[str, str] = os.environ) -> None:
@@ -71,12 +100,6 @@ def check_alone(environment: Mapping[str, str] = os.environ) -> None:
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks != "1":
         raise UserError(f"Slurm runs {tasks} separate copies of this command; add --distributed to join them")
-
-
-def meet(where: str) -> None:
-    """Wait until all processes have reached the point that `where` names."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
 
 
 class StopSignals:
@@ -118,14 +141,35 @@ class StopSignals:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _watch(ended: threading.Event) -> None:
+def _listen(ended: threading.Event) -> None:
+    """End this process if another one has ended with an error and this one has not noticed within a few seconds."""
+    while not ended.wait(LISTEN_SECONDS):
+        reason = None
+        with contextlib.suppress(Exception):  # of several kinds, if JAX's service is gone
+            reason = end_of_another()
+        if reason and not ended.wait(GRACE_SECONDS):
+            _end(reason, MISTAKE)
+
+
+def _end(reason: str, code: int) -> None:
+    """End this process at once, although its main thread may wait in a collective."""
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    for undo in reversed(_undo):
+        undo()
+    leave(PATIENCE_SECONDS if code == MISTAKE else 0)
+    os._exit(code)
+
+
+def _watch(ended: threading.Event, failed: threading.Event) -> None:
     """Query which processes live until the run ends or one is lost.
 
     The first process waits until the others have left, because their connection depends on it.
     """
-    everyone, first = set(range(jax.process_count())), jax.process_index() == 0
+    everyone, first = set(range(process_total())), process_index() == 0
     lost: set[int] = set()
     while not ended.wait(WATCH_SECONDS) or (first and lost < everyone - {0}):
+        if failed.is_set():
+            return
         try:
             with multihost_utils.live_devices(jax.devices()) as devices:
                 lost = everyone - {device.process_index for device in devices}
@@ -135,10 +179,8 @@ def _watch(ended: threading.Event) -> None:
             time.sleep(1)
         if lost and not ended.wait(1):  # it may just have left at the end of the run
             names = ", ".join(map(str, sorted(lost)))
-            print(
-                f"error: process {names} of {len(everyone)} is lost; check its output and its machine, then rerun the "
-                "same command in all processes to resume from the last checkpoint",
-                file=sys.stderr,
-                flush=True,
+            _end(
+                f"process {names} of {len(everyone)} is lost; check its output and its machine, then rerun the same "
+                "command in all processes to resume from the last checkpoint",
+                LOST,
             )
-            os._exit(LOST)

@@ -13,8 +13,9 @@ import jax
 from vgg_jax.config import DTYPES, Config, dtype_for, type_problems, value_problems
 from vgg_jax.console import log
 from vgg_jax.errors import UserError
+from vgg_jax.training.agreement import meet
 from vgg_jax.training.class_names import check_same_classes, saved_class_names
-from vgg_jax.training.processes import meet
+from vgg_jax.training.processes import undone_at_an_abrupt_end
 
 CONFIG = "config.json"
 HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
@@ -98,16 +99,16 @@ def open_run(workdir: str, config: Config, allow_changes: bool = False) -> Itera
         if first:
             made = stack.enter_context(_locked(workdir))
             _compare(workdir, config, allow_changes)
-        meet("the directory is locked")
+        meet()
         if not first and not os.path.exists(os.path.join(workdir, LOCK)):
             raise UserError(f"{workdir} has no {LOCK} from the first process; put --workdir on a shared disk")
-        meet("the directory is shared")
+        meet()
 
         def write() -> None:
             if first:
                 _write(workdir, config)
                 made.clear()
-            meet("the configuration is written")
+            meet()
             if not first:
                 if not os.path.exists(os.path.join(workdir, CONFIG)):
                     raise UserError(f"{workdir} has no {CONFIG} from the first process; put --workdir on a shared disk")
@@ -175,6 +176,7 @@ def _locked(workdir: str) -> Iterator[list[str]]:
     lock = filelock.FileLock(os.path.join(workdir, LOCK), timeout=0)
     with contextlib.ExitStack() as stack:
         stack.callback(lock.release)
+        stack.enter_context(undone_at_an_abrupt_end(lambda: _remove(made)))
         stack.callback(_remove, made)  # runs before the release, so that no process locks a file about to be removed
         try:
             os.makedirs(workdir, exist_ok=True)
@@ -200,7 +202,7 @@ def _read_fields(workdir: str) -> dict[str, Any] | None:
     """Return the fields of the run in `workdir` by name, None if there is no run."""
     try:
         with open(os.path.join(workdir, CONFIG)) as file:
-            return _fields(Config()) | _flatten(json.load(file))  # a field may be newer than the run
+            return flat_fields(Config()) | _flatten(json.load(file))  # a field may be newer than the run
     except FileNotFoundError:
         return None
     except (OSError, json.JSONDecodeError) as error:
@@ -208,7 +210,7 @@ def _read_fields(workdir: str) -> dict[str, Any] | None:
 
 
 def _compare(workdir: str, config: Config, allow_changes: bool) -> None:
-    old, new = _read_fields(workdir), _fields(config)
+    old, new = _read_fields(workdir), flat_fields(config)
     names = (old or {}).get("data.class_names") or saved_class_names(os.path.join(workdir, "checkpoints"))
     check_same_classes(workdir, names, config.data.class_names)
     if old is None:
@@ -245,7 +247,8 @@ def _cannot_use(workdir: str, error: Exception) -> UserError:
     return UserError(f"cannot use the run's directory {workdir}: {error}; choose another with --workdir")
 
 
-def _fields(config: Config) -> dict[str, Any]:
+def flat_fields(config: Config) -> dict[str, Any]:
+    """Return the fields of a configuration as JSON values, by name such as model.depth."""
     return _flatten(json.loads(json.dumps(dataclasses.asdict(config))))  # tuples become lists
 
 

@@ -20,6 +20,7 @@ from vgg_jax.runtime import return_freed_memory
 from vgg_jax.training.chance import diagnosis
 from vgg_jax.training.checkpoints import Checkpoints, saved_steps
 from vgg_jax.training.class_names import carried
+from vgg_jax.training.comparison import compare_checkpoints, compare_start
 from vgg_jax.training.initialization import source_variables
 from vgg_jax.training.memory import explains_out_of_memory, run_memory
 from vgg_jax.training.metric_writer import MetricWriter, NoMetricWriter, format_metric
@@ -125,9 +126,11 @@ def open_session(
 ) -> Session | None:
     """Lock the run's directory, start or resume the run and compile its steps; return None for a finished run."""
     config, directory = run.config, os.path.join(workdir, "checkpoints")
-    source = _read_source(run) if config.init_from and not saved_steps(directory) else None
     needed = stack.enter_context(explains_out_of_memory(config))
     write_config = stack.enter_context(open_run(workdir, config, allow_changes))
+    steps_saved = saved_steps(directory)  # not before the lock: another run might save
+    compare_checkpoints(directory, steps_saved)
+    source = _read_source(run) if config.init_from and not steps_saved else None
     _ = run.train_loader, run.eval_loader  # may read all the data; the lock comes first
     _describe(run, summary)
     stop = stack.enter_context(StopSignals())
@@ -139,6 +142,7 @@ def open_session(
     if checkpoints.latest_step is not None:
         state, progress, saved, changes = restore(run, checkpoints, workdir)
     start, end = progress.start, progress.last_step
+    compare_start(start)
     if start >= end:
         log(f"{workdir} is finished: step {start} of {end}; raise --config.num_epochs to train longer")
         return None
