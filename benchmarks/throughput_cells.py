@@ -1,16 +1,12 @@
 """The cells of benchmarks/throughput.py, their work, and the weights and images of all arms."""
 
 import dataclasses
-import itertools
 import math
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from vgg_jax import VGG
 
 # SGD. With these weights the loss falls fast even at this rate; with a larger one it falls until rounding decides it.
 RATE, MOMENTUM, WEIGHT_DECAY = 0.0001, 0.9, 5e-4
@@ -55,32 +51,18 @@ def noise_pixels(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
     return np.random.default_rng(1).integers(0, 256, shape, np.uint8), np.arange(cell.examples) % 10
 
 
-def multiply_adds(model: "VGG", size: int, in_channels: int = 3) -> list[int]:
-    """Return the multiply-adds of each convolution and dense layer for one image; borders count as the inside."""
-    counts, channels = [], in_channels
-    for layer in itertools.chain(*model.stages):
-        if layer.kind == "conv":
-            counts.append(size**2 * layer.kernel_size**2 * channels * layer.features)
-            channels = layer.features
-        elif layer.kind == "pool":
-            size //= 2
-    width = channels * model.pool_size**2
-    for layer in model.head:
-        if layer.kind == "dense":
-            counts.append(width * layer.features)
-            width = layer.features
-    return counts
-
-
 def flops(cell: Cell) -> int:
     """Return the operations for one image, two for each multiply-add.
 
     Training has three times as many as inference, without the gradient of the images, which no arm computes.
     """
     from vgg_jax import VGG
+    from vgg_jax.training.speed import multiply_adds, training_flops
 
-    counts = multiply_adds(VGG(**cell.fields), cell.size)
-    return 2 * sum(counts) if cell.mode == "infer" else 2 * (3 * sum(counts) - counts[0])
+    model = VGG(**cell.fields)
+    if cell.mode == "infer":
+        return 2 * sum(multiply_adds(model, cell.size).values())
+    return training_flops(model, cell.size)
 
 
 def write_inputs(cell: Cell, directory: str) -> None:

@@ -9,6 +9,7 @@ The comment beside each field documents it: its meaning, the accepted values, an
 import dataclasses
 import math
 import os
+import re
 import typing
 from typing import Any
 
@@ -119,6 +120,14 @@ class Config:
     log_every_steps: int = 50  # steps from one log line to the next
     eval_every_epochs: float = 1.0  # epochs from one evaluation to the next
     checkpoint_every_epochs: float = 1.0  # epochs from one checkpoint to the next
+    steps_per_dispatch: int = 0  # steps of one program if the data are resident; 0: 1 on CPUs, chosen elsewhere
+    profile: str = ""  # steps to profile, START:STOP, both included, such as 101:110; "": none
+    peak_tflops: float = 0.0  # peak of a device in TFLOP/s, for MFU; 0: the published one in bfloat16, if known
+
+    @property
+    def profiled_steps(self) -> range | None:
+        """Return the steps to profile; None if there are none."""
+        return steps_of(self.profile) if self.profile else None
 
     @property
     def step_size(self) -> int:
@@ -143,6 +152,12 @@ class Config:
     def num_steps(self, num_examples: int) -> int:
         """Return the steps of the whole run with `num_examples` training examples."""
         return max(1, round(self.num_epochs * (num_examples // self.batch_size))) * self.accumulation_steps
+
+
+def steps_of(text: str) -> range | None:
+    """Return the steps of START:STOP, both included; None if the text names no such steps."""
+    found = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
+    return range(int(found[1]), int(found[2]) + 1) or None if found else None
 
 
 def dtype_for(platform: str) -> str:
@@ -219,6 +234,10 @@ def _run_checks(config: Config) -> list[Check]:
         ("log_every_steps", config.log_every_steps > 0, "1 or more"),
         ("eval_every_epochs", config.eval_every_epochs > 0, "more than 0"),
         ("checkpoint_every_epochs", config.checkpoint_every_epochs > 0, "more than 0"),
+        ("steps_per_dispatch", config.steps_per_dispatch >= 0, "0 or more"),
+        ("profile", config.profile == "" or steps_of(config.profile) is not None,
+         "START:STOP, two rising steps from 1, such as 101:110"),
+        ("peak_tflops", config.peak_tflops >= 0, "0 or more"),
         ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
         ("loss", config.loss in LOSSES, f"one of {', '.join(LOSSES)}"),
         ("loss", config.loss != "softmax" or config.model.num_classes != 1,

@@ -1,12 +1,14 @@
 """Batches on the devices: the same for all threads, devices, processes and restarts."""
 
 import functools
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -27,6 +29,7 @@ from tests.data.common import (
 from vgg_jax.data import loader as pipeline
 from vgg_jax.data.dataset import Split
 from vgg_jax.data.loader import Loader
+from vgg_jax.data.resident import gathered
 from vgg_jax.data.sampler import alternating_flips, train_indices
 from vgg_jax.data.transforms import Views
 
@@ -211,6 +214,7 @@ def test_threads_read_at_most_two_batches_ahead(data_dir, monkeypatch):
 
 MEMORY = """
 import sys
+import jax
 import numpy as np
 from tests.data.common import mesh, open_photographs
 from vgg_jax.data.loader import Loader
@@ -250,3 +254,18 @@ def test_closed_batches_leave_no_thread(tmp_path):
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_each_device_gathers_its_own_rows(data_dir, length):
+    """The program has no communication, and its inputs are indices instead of images."""
+    loader = Loader(open_digits(data_dir), mesh(8), resident=True, alternating_flip=True)
+    first = next(loader.train_inputs(7, 200, range(length), lengths=[length]))
+    shapes = loader.with_length(next(loader.train_inputs(7, 200, STEPS)), length)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype, a.sharding), first) == jax.tree.map(
+        lambda a: (a.shape, a.dtype, a.sharding), shapes
+    )
+    if length == 1:
+        text = jax.jit(gathered).lower(first).compile().as_text()
+        assert not re.search(r"all-|collective|reduce-scatter", text)
+        assert re.search(r"u8\[25,32,32,1\]", text)  # an eighth of 200

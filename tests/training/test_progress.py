@@ -74,13 +74,13 @@ def half(stopped_half_way, tmp_path):
 @pytest.fixture
 def steps_read(monkeypatch):
     """Return the list of the (step size, first step, end, micro-batches) that each run has read."""
-    read, original = [], Loader.train_batches
+    read, original = [], Loader.train_inputs
 
-    def train_batches(self, seed, step_size, steps, accumulation_steps=1):
+    def train_inputs(self, seed, step_size, steps, accumulation_steps=1, lengths=None):
         read.append((step_size, steps.start, steps.stop, accumulation_steps))
-        return original(self, seed, step_size, steps, accumulation_steps)
+        return original(self, seed, step_size, steps, accumulation_steps, lengths)
 
-    monkeypatch.setattr(Loader, "train_batches", train_batches)
+    monkeypatch.setattr(Loader, "train_inputs", train_inputs)
     return read
 
 

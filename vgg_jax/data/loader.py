@@ -3,12 +3,12 @@
 import collections
 import contextlib
 import functools
+import itertools
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from vgg_jax.console import Bar
 from vgg_jax.data.dataset import CorruptImageError, Split
+from vgg_jax.data.resident import gather, gathered
 from vgg_jax.data.sampler import alternating_flips, train_indices
 from vgg_jax.errors import UserError, require
 
@@ -68,7 +69,8 @@ class Loader:
             resident = not split.random_views and len(split) * split.view_bytes <= RESIDENT_BYTES
         replicated = NamedSharding(mesh, P())
         self._resident = self._place(self._read_all(), replicated) if resident else None
-        self._gather = jax.jit(_take, out_shardings=self._sharding)
+        self._gather = jax.jit(gathered, out_shardings=self._sharding)
+        self._gather_weighted = jax.jit(_gather_weighted, out_shardings=self._sharding)
 
     def train_batches(
         self, seed: int, step_size: int, steps: range, accumulation_steps: int = 1
@@ -88,6 +90,35 @@ class Loader:
         Raises:
           UserError: during iteration, if an example cannot be read.
         """
+        inputs = self.train_inputs(seed, step_size, steps, accumulation_steps)
+        return inputs if self._resident is None else (self._gather(rows) for rows in inputs)
+
+    def train_inputs(
+        self,
+        seed: int,
+        step_size: int,
+        steps: range,
+        accumulation_steps: int = 1,
+        lengths: Iterable[int] | None = None,
+    ) -> Generator[dict[str, Any], None, None]:
+        """Return what the training steps take: rows of a resident split, which they gather themselves, or batches.
+
+        Args:
+          seed: as in `train_batches`, like the next three.
+          step_size: examples of a step.
+          steps: numbers of the steps.
+          accumulation_steps: steps (micro-batches) of a batch.
+          lengths: the numbers of steps that share an item, in order; by default 1 for each. Only a resident split has
+            other lengths.
+
+        Returns:
+          A generator. For a resident split each item holds `resident`, the arrays of the whole split, the `indices` of
+          the examples, (step_size,) int32, and with alternating flips `flipped`, (step_size,) bool. An item of several
+          steps has one more axis in front. Other splits give the batches of `train_batches`.
+
+        Raises:
+          UserError: during iteration, if an example cannot be read.
+        """
         n = len(self.split)
 
         @functools.lru_cache(maxsize=4)  # the threads ask for each row
@@ -98,7 +129,7 @@ class Loader:
             return train_indices(*position), flipped
 
         if self._resident is not None:
-            return self._gathered(map(order, steps))
+            return self._rows(map(order, steps), itertools.repeat(1) if lengths is None else lengths)
 
         def example(step: int, row: int) -> Example:
             indices, flipped = order(step)
@@ -116,13 +147,46 @@ class Loader:
 
         return self._streamed(example, steps, step_size)
 
-    def _gathered(self, order: Iterable[tuple[np.ndarray, np.ndarray]]) -> Generator[Batch, None, None]:
-        """Yield the training batches of a resident split."""
-        for indices, flipped in order:
-            if self._corrupt:
-                indices = np.array([self._readable(int(i)) for i in indices])
-            batch = self._gather(self._resident, indices, np.ones(len(indices), np.float32), flipped)
-            yield {"image": batch["image"], "label": batch["label"]}
+    def _rows(
+        self, order: Iterator[tuple[np.ndarray, np.ndarray]], lengths: Iterable[int]
+    ) -> Generator[dict[str, Any], None, None]:
+        """Yield the inputs of the training steps of a resident split."""
+        assert self._resident is not None  # for mypy
+        data = {name: self._resident[name] for name in ("image", "label")}
+        for length in lengths:
+            steps = [(self._readable_ones(indices), flipped) for indices, flipped in itertools.islice(order, length)]
+            if not steps:
+                return
+            indices, flipped = (np.stack(rows) if length > 1 else rows[0] for rows in zip(*steps, strict=True))
+            rows = {"indices": indices.astype(np.int32), **({"flipped": flipped} if self._alternating_flip else {})}
+            yield {"resident": data, **{name: self._place_rows(array) for name, array in rows.items()}}
+
+    @property
+    def is_resident(self) -> bool:
+        """Return whether the split is replicated on the devices."""
+        return self._resident is not None
+
+    def with_length(self, inputs: dict[str, Any], length: int) -> dict[str, Any]:
+        """Return an item of `train_inputs` with the rows of `length` steps instead, as shapes with shardings."""
+        if self._resident is None:
+            return inputs
+
+        def shape(rows: jax.Array) -> jax.ShapeDtypeStruct:
+            several = () if length == 1 else (length,)
+            sharding = self._sharding_of_rows(1 + len(several))
+            return jax.ShapeDtypeStruct((*several, rows.shape[-1]), rows.dtype, sharding=sharding)
+
+        return {name: value if name == "resident" else shape(value) for name, value in inputs.items()}
+
+    def _sharding_of_rows(self, ndim: int) -> NamedSharding:
+        return NamedSharding(self._sharding.mesh, P(*(None,) * (ndim - 1), self._sharding.mesh.axis_names))
+
+    def _place_rows(self, rows: np.ndarray) -> jax.Array:
+        """Place an array that every process has, with its last axis sharded."""
+        sharding = self._sharding_of_rows(rows.ndim)
+        places = sharding.addressable_devices_indices_map(rows.shape).items()
+        parts = [jax.device_put(rows[index], device) for device, index in places]
+        return jax.make_array_from_single_device_arrays(rows.shape, sharding, parts)
 
     def eval_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes, dtypes and shardings of the batches of `eval_batches`."""
@@ -161,8 +225,8 @@ class Loader:
         if self._resident is not None:
             for positions in np.arange(len(steps) * batch_size).reshape(-1, batch_size):
                 counts = positions < n
-                indices, flipped = np.where(counts, positions, 0), np.zeros(batch_size, bool)
-                yield self._gather(self._resident, indices, counts.astype(np.float32), flipped)
+                indices = np.where(counts, positions, 0)
+                yield self._gather_weighted(self._resident, indices, counts.astype(np.float32))
             return
 
         def example(step: int, row: int) -> Example:
@@ -238,6 +302,10 @@ class Loader:
             label = np.zeros(shape, np.float32) if shape else np.int32(0)
             return {"image": image, "label": label, "weight": np.float32(0)}
 
+    def _readable_ones(self, indices: np.ndarray) -> np.ndarray:
+        """Return the indices with those of corrupt images replaced."""
+        return np.array([self._readable(int(i)) for i in indices]) if self._corrupt else indices
+
     def _readable(self, index: int) -> int:
         """Return the index, or that of the next image that is not corrupt."""
         while index in self._corrupt:
@@ -258,15 +326,7 @@ class Loader:
             )
 
 
-def _take(data: Batch, indices: jax.Array, counts: jax.Array, flipped: jax.Array) -> Batch:
-    """Return some rows of the data, some of them flipped horizontally.
-
-    Args:
-      data: image (M, H, W, C), label (M,) or (M, K), weight (M,).
-      indices: (N,) rows to take.
-      counts: (N,) factors of the weights, 0 or 1.
-      flipped: (N,) bool.
-    """
-    taken = jax.tree.map(lambda array: array[indices], data)
-    image = jnp.where(flipped[:, None, None, None], taken["image"][:, :, ::-1], taken["image"])
-    return {**taken, "image": image, "weight": taken["weight"] * counts}
+def _gather_weighted(data: Batch, indices: jax.Array, counts: jax.Array) -> Batch:
+    """Return rows of the data with their weights multiplied by `counts`, (N,) of 0 or 1; see `resident.gather`."""
+    taken = gather(data, indices)
+    return {**taken, "weight": taken["weight"] * counts}

@@ -9,11 +9,14 @@ from jax.sharding import PartitionSpec as P
 
 from vgg_jax.config import Config
 from vgg_jax.data.augmentation import augment, normalize
+from vgg_jax.data.resident import gathered
 from vgg_jax.runtime import compiler_options
+from vgg_jax.training.blocks import several
 from vgg_jax.training.class_names import resolve_classes
 from vgg_jax.training.comparison import compare_runs
 from vgg_jax.training.inputs import augmentation, open_splits
 from vgg_jax.training.optimizer import make_optimizer, make_plateau, make_schedule
+from vgg_jax.training.rate import make_rate
 from vgg_jax.training.run import Run
 from vgg_jax.training.run_directory import keep_num_classes, resolve_dtype
 from vgg_jax.training.session import open_session
@@ -54,20 +57,24 @@ def build(config: Config, mesh: Mesh) -> Run:
     shapes = jax.eval_shape(init, init_key)
     shardings, replicated = state_shardings(shapes, mesh, config.shard_head), NamedSharding(mesh, P())
     jit = functools.partial(jax.jit, compiler_options=compiler_options())
-    view = functools.partial(augment, options=augmentation(config.data))
+    options = augmentation(config.data)
+    step = functools.partial(
+        train_step,
+        augment=lambda key, batch: augment(key, gathered(batch), options),
+        label_smoothing=config.label_smoothing,
+        loss=config.loss,
+    )
     test_view = functools.partial(normalize, mean=config.data.mean, std=config.data.std)
-    jit_train_step = jit(
-        functools.partial(train_step, augment=view, label_smoothing=config.label_smoothing, loss=config.loss),
-        out_shardings=(shardings, replicated),
-        donate_argnums=0,
+    jit_train_step, jit_train_steps = (
+        jit(function, out_shardings=(shardings, replicated), donate_argnums=0) for function in (step, several(step))
     )
     jit_eval_step = jit(
         functools.partial(eval_step, normalize=test_view, flip=config.flip_eval, loss=config.loss),
         out_shardings=replicated,
     )
     return Run(
-        *(config, mesh, train_split, eval_split, model, schedule, plateau, init, init_key, step_key),
-        *(shapes, shardings, jit_train_step, jit_eval_step),
+        *(config, mesh, train_split, eval_split, model, make_rate(config, len(train_split)), plateau, init, init_key),
+        *(step_key, shapes, shardings, jit_train_step, jit_train_steps, jit_eval_step),
     )
 
 
@@ -95,11 +102,12 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
         if session is None:
             return 0
         progress = session.progress
-        for step, batch in enumerate(session.batches, progress.start + 1):
-            session.take_step(step, batch)
-            signal = session.stop.received_before(step)
+        for steps, inputs in session.blocks:  # of one step on a CPU; nothing is due before the last step of a block
+            session.take_steps(steps, inputs)
+            signal = session.signal_within(steps)
+            step = steps[-1]
             last = step == progress.last_step
-            if progress.is_due(step, min(config.log_every_steps, run.steps_per_epoch)) or last:
+            if progress.is_due(step, run.log_every) or last:
                 session.log_averages(step)
             session.writer.step(step)
             evaluation = None

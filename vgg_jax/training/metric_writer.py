@@ -24,7 +24,16 @@ class MetricWriter:
     line of `metrics.jsonl` and a point in TensorBoard.
     """
 
-    def __init__(self, workdir: str, start_step: int, num_steps: int, steps_per_epoch: int, offset: int = 0) -> None:
+    def __init__(
+        self,
+        workdir: str,
+        start_step: int,
+        num_steps: int,
+        steps_per_epoch: int,
+        offset: int = 0,
+        flops_per_image: int = 0,
+        peak: float = 0.0,
+    ) -> None:
         """Open the files; drop lines after `start_step`, because a resumed run repeats these steps.
 
         Args:
@@ -33,12 +42,15 @@ class MetricWriter:
           num_steps: the last step of the run.
           steps_per_epoch: the steps of an epoch.
           offset: the steps of the epochs minus the steps taken; not 0 after a change of the batch size.
+          flops_per_image: the operations of a training step for one image; 0 reports no model FLOP/s.
+          peak: the operations per second that all devices could do; 0 reports no MFU.
 
         Raises:
           UserError: if a file cannot be written.
         """
         self._path = os.path.join(workdir, "metrics.jsonl")
         self._num_steps, self._steps_per_epoch, self._offset = num_steps, steps_per_epoch, offset
+        self._flops_per_image, self._peak = flops_per_image, peak
         kept = [line for line in read_metrics(self._path) if line["step"] <= start_step] if start_step else []
         with self._names_failure():
             with open(self._path + ".partial", "w") as file:
@@ -55,7 +67,12 @@ class MetricWriter:
         seconds, steps = now - self._last[0], step - self._last[1]
         self._last = (now, step)
         left = (now - self._start[0]) / max(step - self._start[1], 1) * (self._num_steps - step)
-        metrics = {**metrics, "images_per_second": batch_size * steps / max(seconds, 1e-9)}
+        rate = batch_size * steps / max(seconds, 1e-9)
+        metrics = {**metrics, "images_per_second": rate}
+        if self._flops_per_image:
+            metrics["model_flops_per_second"] = rate * self._flops_per_image
+            if self._peak:
+                metrics["mfu"] = metrics["model_flops_per_second"] / self._peak
         self._record("train", step, metrics)
         self._display.report(steps, seconds, metrics)
         if not self._display.visible:
@@ -207,6 +224,10 @@ def format_metric(name: str, value: float | int) -> str:
     match name:
         case "accuracy":
             return f"{value:.2%}"
+        case "mfu":
+            return f"{value:.1%}"
+        case "model_flops_per_second":
+            return f"{value / 1e12:.4g} TFLOP/s"
         case "images_per_second":
             return f"{value:.0f}"
         case "learning_rate":

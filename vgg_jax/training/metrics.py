@@ -35,7 +35,7 @@ class NotFiniteError(UserError):
 class MetricAverages:
     """Running averages of the metrics of steps since the last report.
 
-    The metrics of a step are read when the next step is under way, so that the devices need not wait. Every method that
+    The metrics of a step are read when later steps are under way, so that the devices need not wait. Every method that
     reads metrics raises NotFiniteError if too many steps in a row were skipped. `state` goes into checkpoints, so that
     a resumed run also reports the steps that were taken before.
     """
@@ -46,6 +46,7 @@ class MetricAverages:
         max_skipped: int,
         saved: Mapping[str, Any] | None = None,
         metric: str = "accuracy",
+        queue: int = 1,
     ) -> None:
         """Start with no steps, or with those of `saved`.
 
@@ -54,9 +55,10 @@ class MetricAverages:
           max_skipped: the number of skipped steps in a row that raises NotFiniteError.
           saved: a result of `state`.
           metric: the metric beside the loss: accuracy, or rmse, which follows from a loss of squared errors.
+          queue: the number of results of `add` that may remain unread.
         """
         self._metric = metric
-        self._tensors, self._max_skipped = tensors, max_skipped
+        self._tensors, self._max_skipped, self._queue = tensors, max_skipped, queue
         self._unread: collections.deque[tuple[int, Metrics]] = collections.deque()
         sums = (saved or {}).get("sums", {})
         self._sums = {name: sums.get(name, zero) for name, zero in self._zeros().items()}
@@ -65,9 +67,17 @@ class MetricAverages:
         self._row: tuple[int, str] = tuple((saved or {}).get("row", (0, "")))  # its first step and tensor
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Add the metrics of a step, and read those of the step before."""
+        """Add the metrics of a step, or of several steps; read the oldest metrics if too many are unread.
+
+        Args:
+          step: the step, or the last one of several.
+          metrics: the metrics of `step.train_step`; those of several steps have one more axis in front.
+        """
+        if self._queue > 1:
+            for array in metrics.values():
+                array.copy_to_host_async()
         self._unread.append((step, metrics))
-        if len(self._unread) > 1:
+        if len(self._unread) > self._queue:
             self._read()
 
     def report(self) -> dict[str, float]:
@@ -102,8 +112,17 @@ class MetricAverages:
             self._read()
 
     def _read(self) -> None:
-        step, metrics = self._unread.popleft()
+        last, metrics = self._unread.popleft()
         values = jax.device_get(dict(metrics))
+        if values["finite"].ndim == 1:
+            self._count(last, values)
+            return
+        steps = len(values["finite"])
+        for i in range(steps):
+            self._count(last - steps + 1 + i, {name: array[i] for name, array in values.items()})
+
+    def _count(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add a step to the sums or to those skipped."""
         if values["finite"].all():
             for name in self._sums.keys() - {"steps"}:
                 self._sums[name] += float(values[name])

@@ -15,6 +15,8 @@ from vgg_jax.config import Config, OptimizerConfig
 def make_schedule(config: Config, num_examples: int) -> optax.Schedule:
     """Return the learning rate as a function of the update: linear warm-up, then constant, step or cosine.
 
+    `rate.make_rate` gives the same rate as a number.
+
     Args:
       config: the configuration of the run.
       num_examples: the examples of the training split. The last, incomplete batch of an epoch is dropped.

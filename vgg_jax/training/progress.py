@@ -7,6 +7,7 @@ position in examples.
 """
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -14,8 +15,11 @@ import optax
 
 from vgg_jax.config import Config
 from vgg_jax.errors import UserError
+from vgg_jax.training.blocks import gaps
+from vgg_jax.training.blocks import lengths as block_lengths
 from vgg_jax.training.checkpoints import Checkpoints
-from vgg_jax.training.optimizer import accumulated_steps, at_update, make_schedule, schedule_count, with_accumulation
+from vgg_jax.training.optimizer import accumulated_steps, at_update, schedule_count, with_accumulation
+from vgg_jax.training.rate import make_rate
 from vgg_jax.training.run import Run
 from vgg_jax.training.run_directory import read_config
 from vgg_jax.training.sharding import with_sharding
@@ -45,6 +49,29 @@ class Progress:
         """Return whether something that happens after each `every` positions happens after this step."""
         return (step + self.offset) % every == 0
 
+    def blocks(self, length: int, bounds: Iterable[int] = ()) -> Iterator[range]:
+        """Yield the steps of each program: blocks of `length`, and single steps where something happens before.
+
+        Args:
+          length: the number of steps of a block.
+          bounds: steps that must be the last of their block, besides those after which something is due.
+        """
+        first = self.start + 1
+        for steps in block_lengths(self._gaps(bounds), length):
+            yield range(first, first + steps)
+            first += steps
+
+    def lengths(self, length: int, bounds: Iterable[int] = ()) -> set[int]:
+        """Return the numbers of steps of the programs that `blocks` yields."""
+        if length == 1:
+            return {1}
+        whole = {length for gap in self._gaps(bounds) if gap >= length}
+        return whole | {1 for gap in self._gaps(bounds) if gap % length}
+
+    def _gaps(self, bounds: Iterable[int]) -> Iterator[int]:
+        positions = [step + self.offset for step in bounds]
+        return gaps(self.start + self.offset, self.run.num_steps, self.run.periods, positions)
+
     def is_first_evaluation(self, step: int) -> bool:
         """Return whether the evaluation after this step is the first one after an epoch and the warm-up."""
         epochs = max(1.0, self.run.config.optimizer.warmup_epochs)
@@ -59,7 +86,7 @@ class Progress:
           scale: the factor of a plateau schedule.
         """
         update = (step - 1 - skipped + self.schedule_offset) // self.run.config.accumulation_steps
-        return float(self.run.schedule(update)) * scale
+        return self.run.rate(update) * scale
 
     def saved(self, step: int, skipped: int, scale: float) -> dict[str, Any]:
         """Return the progress after a step as JSON values, for the checkpoint of this step."""
@@ -163,7 +190,7 @@ def _position_by_config(run: Run, state: TrainState, workdir: str, scale: float)
         config = run.config
     n, step = len(run.train_split), int(state.step)
     epoch, steps = divmod(step, config.steps_per_epoch(n))
-    rate = float(make_schedule(config, n)(schedule_count(state.opt_state))) * scale
+    rate = make_rate(config, n)(schedule_count(state.opt_state)) * scale
     return {
         "epoch": epoch,
         "epoch_examples": steps * config.step_size,

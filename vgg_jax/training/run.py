@@ -14,6 +14,7 @@ from vgg_jax.data.dataset import Split
 from vgg_jax.data.loader import Loader
 from vgg_jax.model import VGG
 from vgg_jax.training.inputs import make_loader
+from vgg_jax.training.rate import Rate
 from vgg_jax.training.state import TrainState
 
 
@@ -26,7 +27,7 @@ class Run:
     train_split: Split
     eval_split: Split
     model: VGG
-    schedule: optax.Schedule  # the learning rate as a function of the update
+    rate: Rate  # the learning rate as a function of the update
     plateau: optax.GradientTransformationExtraArgs | None  # reduces that rate; None for the other schedules
     init: Callable[..., TrainState]  # from a key, and the `source` of layers if any, to the state at step 0
     init_key: jax.Array
@@ -34,6 +35,7 @@ class Run:
     shapes: TrainState  # of jax.ShapeDtypeStruct
     shardings: TrainState  # of NamedSharding
     train_step: Any  # jitted, donates the state: from (state, batch, key) to (state, metrics)
+    train_steps: Any  # the same for several steps in one program, see `blocks.several`
     eval_step: Any  # jitted: from (state, batch) to sums over the batch
 
     @functools.cached_property
@@ -65,6 +67,16 @@ class Run:
     def checkpoint_every(self) -> int:
         """Return the steps from one checkpoint to the next."""
         return max(1, round(self.config.checkpoint_every_epochs * self.steps_per_epoch))
+
+    @property
+    def log_every(self) -> int:
+        """Return the steps from one report to the next."""
+        return min(self.config.log_every_steps, self.steps_per_epoch)
+
+    @property
+    def periods(self) -> set[int]:
+        """Return the steps from one event between two steps to the next of its kind; the ends of epochs are events."""
+        return {self.log_every, self.eval_every, self.checkpoint_every, self.steps_per_epoch}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -31,6 +31,9 @@ MAY_CHANGE = {
     "log_every_steps",
     "eval_every_epochs",
     "checkpoint_every_epochs",
+    "steps_per_dispatch",
+    "profile",
+    "peak_tflops",
     "data.class_names",  # `check_same_classes` compares them
     "data.data_dir",
     "data.num_threads",

@@ -14,9 +14,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vgg_jax.console import log, working
+from vgg_jax.console import log, note, working
 from vgg_jax.errors import UserError
 from vgg_jax.runtime import return_freed_memory
+from vgg_jax.training.blocks import best_length
 from vgg_jax.training.chance import diagnosis
 from vgg_jax.training.checkpoints import Checkpoints, saved_steps
 from vgg_jax.training.class_names import carried
@@ -26,12 +27,16 @@ from vgg_jax.training.memory import explains_out_of_memory, run_memory
 from vgg_jax.training.metric_writer import MetricWriter, NoMetricWriter, format_metric
 from vgg_jax.training.metrics import MetricAverages, NotFiniteError, evaluation_error
 from vgg_jax.training.processes import StopSignals
+from vgg_jax.training.profile import Profile
 from vgg_jax.training.progress import Progress, restore
 from vgg_jax.training.run import Run
 from vgg_jax.training.run_directory import open_run
 from vgg_jax.training.run_weights import best_evaluation
+from vgg_jax.training.speed import peak_flops, training_flops
 from vgg_jax.training.state import TrainState
 from vgg_jax.training.step import checked_tensors, evaluate
+
+QUEUE = 3  # results of programs that an accelerator has ahead of their reader
 
 
 @dataclasses.dataclass
@@ -42,25 +47,33 @@ class Session:
     workdir: str
     state: TrainState
     progress: Progress
-    batches: Iterator[Any]
-    compiled_train_step: jax.stages.Compiled
+    blocks: Iterator[tuple[range, Any]]  # the steps of a program, and its inputs
+    compiled_train_steps: dict[int, jax.stages.Compiled]  # by the number of steps
     compiled_eval_step: jax.stages.Compiled
     averages: MetricAverages
     checkpoints: Checkpoints
     writer: MetricWriter | NoMetricWriter
     stop: StopSignals
+    profile: Profile
     train_loss: float | None = None  # the mean of the last report
 
-    def take_step(self, step: int, batch: Any) -> None:
-        """Advance the state by one step, and wait for the save that has to be complete by now."""
-        self.state, metrics = self.compiled_train_step(self.state, batch, self.run.step_key)
+    def take_steps(self, steps: range, inputs: Any) -> None:
+        """Advance the state by the steps of one program, and wait for the save that has to be complete by now."""
+        self.profile.before(steps[0])
+        with jax.profiler.StepTraceAnnotation("train", step_num=steps[-1]):
+            self.state, metrics = self.compiled_train_steps[len(steps)](self.state, inputs, self.run.step_key)
         # On a CPU, a step dispatched early allocates its temporary memory early, and the cores are busy anyway.
         if jax.default_backend() == "cpu":
             jax.block_until_ready((self.state, metrics))
-        self.averages.add(step, metrics)
+        self.profile.after(steps[-1], metrics)
+        self.averages.add(steps[-1], metrics)
         # If a save is due, the one before must be complete before this step is reported. So a kill undoes less than
         # two intervals.
-        self.checkpoints.check(wait=self.progress.is_due(step, self.run.checkpoint_every))
+        self.checkpoints.check(wait=self.progress.is_due(steps[-1], self.run.checkpoint_every))
+
+    def signal_within(self, steps: range) -> int | None:
+        """Return the signal that stops all processes after these steps, or None."""
+        return next((signal for signal in map(self.stop.received_before, steps) if signal is not None), None)
 
     def log_averages(self, step: int) -> None:
         """Report the averages of the steps since the last report."""
@@ -146,6 +159,8 @@ def open_session(
     if start >= end:
         log(f"{workdir} is finished: step {start} of {end}; raise --config.num_epochs to train longer")
         return None
+    profile = Profile(workdir, config.profiled_steps, start, end)
+    stack.callback(profile.close)
     write_config()
     checkpoints.open()
     if state is None:
@@ -156,24 +171,51 @@ def open_session(
     if changes:
         log(changes)
 
-    is_first = jax.process_index() == 0
-    writer = MetricWriter(workdir, start, end, run.steps_per_epoch, progress.offset) if is_first else NoMetricWriter()
+    writer = _open_writer(run, workdir, progress)
     stack.callback(writer.release)  # before a message about the end of the run
-    averages = MetricAverages(checked_tensors(state), config.max_skipped_steps, saved, config.metric)
-    steps = range(start + progress.offset, run.num_steps)
-    read = run.train_loader.train_batches(config.seed, config.step_size, steps, config.accumulation_steps)
+    queue = 1 if jax.default_backend() == "cpu" else QUEUE
+    averages = MetricAverages(checked_tensors(state), config.max_skipped_steps, saved, config.metric, queue)
+    length = _block_length(run)
+    blocks, same_blocks = itertools.tee(progress.blocks(length, profile.bounds))
+    order = config.seed, config.step_size, range(start + progress.offset, run.num_steps), config.accumulation_steps
+    read = run.train_loader.train_inputs(*order, lengths=map(len, same_blocks))
     stack.enter_context(contextlib.closing(read))
     stack.enter_context(_names_last_good(checkpoints))
-    batches, compiled_train_step, compiled_eval_step = _compile(run, state, read)
+    lengths = progress.lengths(length, profile.bounds)
+    inputs, compiled_train_steps, compiled_eval_step = _compile(run, state, read, lengths)
     stop.await_them()
     return_freed_memory()
-    if memory := run_memory(compiled_train_step, compiled_eval_step, state):
+    if memory := run_memory(compiled_train_steps[max(lengths)], compiled_eval_step, state):
         writer.memory(start, memory)
         needed.update(memory)
     return Session(
-        *(run, workdir, state, progress, batches, compiled_train_step, compiled_eval_step),
-        *(averages, checkpoints, writer, stop),
+        *(run, workdir, state, progress, zip(blocks, inputs, strict=False), compiled_train_steps, compiled_eval_step),
+        *(averages, checkpoints, writer, stop, profile),
     )
+
+
+def _open_writer(run: Run, workdir: str, progress: Progress) -> MetricWriter | NoMetricWriter:
+    """Return the writer of this process's reports."""
+    if jax.process_index():
+        return NoMetricWriter()
+    config, device = run.config, run.mesh.devices.flat[0].device_kind
+    size, _, channels = run.image_shape
+    return MetricWriter(
+        *(workdir, progress.start, progress.last_step, run.steps_per_epoch, progress.offset),
+        training_flops(run.model, size, channels, run.model.layers_with_parameters(config.freeze)),
+        run.mesh.size * peak_flops(device, config.model.dtype, float(config.peak_tflops)),
+    )
+
+
+def _block_length(run: Run) -> int:
+    """Return the steps of a block; 1 takes each step by itself."""
+    asked = run.config.steps_per_dispatch
+    if not run.train_loader.is_resident:
+        # The host would have to read and stack the batches of a block before its first step.
+        if asked > 1:
+            note(f"config.steps_per_dispatch={asked} needs resident data; these are streamed: 1 step for each dispatch")
+        return 1
+    return asked or (1 if jax.default_backend() == "cpu" else best_length(run.num_steps, run.periods))
 
 
 def _read_source(run: Run) -> Any:
@@ -196,16 +238,20 @@ def _describe(run: Run, summary: bool) -> None:
 
 
 def _compile(
-    run: Run, state: TrainState, batches: Iterator[Any]
-) -> tuple[Iterator[Any], jax.stages.Compiled, jax.stages.Compiled]:
-    """Return all batches, and the two steps, compiled at the same time by two threads."""
+    run: Run, state: TrainState, inputs: Iterator[Any], lengths: set[int]
+) -> tuple[Iterator[Any], dict[int, jax.stages.Compiled], jax.stages.Compiled]:
+    """Return all inputs, and the programs of training by their steps and of evaluation, compiled by several threads."""
     with working("reading the first batch"):
-        first_batch = next(batches)  # a local variable: the batch would otherwise live as long as the run
+        first = next(inputs)  # a local variable: the batch would otherwise live as long as the run
     eval_batch = run.eval_loader.eval_shapes(run.config.eval_batch_size)
     with working("compiling the steps of training and evaluation"), ThreadPoolExecutor() as threads:
-        lowered = run.train_step.lower(state, first_batch, run.step_key), run.eval_step.lower(state, eval_batch)
-        compiled_train_step, compiled_eval_step = threads.map(jax.stages.Lowered.compile, lowered)
-    return itertools.chain([first_batch], batches), compiled_train_step, compiled_eval_step
+        lowered = [run.eval_step.lower(state, eval_batch)]
+        for length in lengths:
+            function = run.train_step if length == 1 else run.train_steps
+            shapes = run.train_loader.with_length(first, length)
+            lowered.append(function.lower(state, shapes, run.step_key))
+        compiled_eval_step, *compiled = threads.map(jax.stages.Lowered.compile, lowered)
+    return itertools.chain([first], inputs), dict(zip(lengths, compiled, strict=True)), compiled_eval_step
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from vgg_jax.training.losses import example_losses, share_right
 from vgg_jax.training.state import TrainState
 
-Batch = Mapping[str, ArrayLike]
+Batch = Mapping[str, Any]  # arrays, and `resident`, the arrays that a batch of `Loader.train_inputs` is gathered from
 
 
 def train_step(

@@ -9,7 +9,11 @@ from vgg_jax.console import Bar, counted, duration, log, on_terminal, progress_l
 
 Metrics = Mapping[str, float | int]
 COLUMNS = 80  # width of the lines that remain
-HIDDEN = ("learning_rate", "count")  # metrics without a place on the terminal; `metrics.jsonl` has them
+HIDDEN = (
+    "learning_rate",
+    "count",
+    "model_flops_per_second",
+)  # metrics without a place on the terminal; `metrics.jsonl` has them
 
 
 class RunDisplay:
@@ -79,10 +83,12 @@ class RunDisplay:
             return {}
         total = sum(steps for steps, _, _ in self._reports)
         means = {name: value for name, value in self._reports[-1][2].items() if name not in HIDDEN}
-        for name in means.keys() - {"skipped", "images_per_second"}:
+        for name in means.keys() - {"skipped", "images_per_second", "mfu"}:
             means[name] = sum(steps * metrics[name] for steps, _, metrics in self._reports) / total
         seconds = sum(seconds for _, seconds, _ in self._reports)
         images = sum(seconds * metrics["images_per_second"] for _, seconds, metrics in self._reports)
+        if "mfu" in means:
+            means["mfu"] = sum(seconds * metrics["mfu"] for _, seconds, metrics in self._reports) / max(seconds, 1e-9)
         return {**means, "images_per_second": images / max(seconds, 1e-9)}
 
     def _left(self, step: int) -> str:
@@ -109,6 +115,8 @@ def _facts(metrics: Metrics) -> list[str]:
 def _short(name: str, value: float | int) -> str:
     if name == "accuracy":
         return f"acc {value:.1%}"
+    if name == "mfu":
+        return f"mfu {value:.1%}"
     if isinstance(value, int):
         return f"{name} {value:,}"
     return f"{name} {value:.2f}" if abs(value) >= 1 else f"{name} {value:.3f}"
