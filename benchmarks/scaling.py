@@ -16,6 +16,7 @@ import argparse
 import functools
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,19 +33,22 @@ from vgg_jax.training.state import create_train_state
 from vgg_jax.training.step import train_step
 
 BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "f64": 8}
+KINDS = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
 IMAGENET = 1_281_167
 HEAD_WIDTHS = (4096, 4096, 1000)
 HEAD_INPUTS = 512 * 7 * 7
 
 
-def compile_step(depth: int, batch_size: int, devices: int, sharded: bool) -> jax.stages.Compiled:
-    """Return the compiled training step of a plain VGG at 224x224 on a number of devices."""
+def compile_step(
+    depth: int, batch_size: int, devices: int, sharded: bool, side: int = 224, **fields: Any
+) -> jax.stages.Compiled:
+    """Return the compiled training step of a VGG with images of a side and other fields on a number of devices."""
     mesh = Mesh(make_mesh().devices[:devices], (AXIS,))
-    model = VGG(depth, layers=PLAIN)  # XLA's convolution, as on accelerators; pools send nothing
+    model = VGG(depth, **{"layers": PLAIN} | fields)  # XLA's convolution, as on accelerators; pools send nothing
     if sharded:
         model = with_sharded_head(model, mesh)
     optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(0.01))
-    create = functools.partial(create_train_state, model=model, optimizer=optimizer, image_shape=(224, 224, 3))
+    create = functools.partial(create_train_state, model=model, optimizer=optimizer, image_shape=(side, side, 3))
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(create, key)
     shardings = state_shardings(state, mesh, sharded)
@@ -52,13 +56,23 @@ def compile_step(depth: int, batch_size: int, devices: int, sharded: bool) -> ja
     def placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    shapes = {"image": ((batch_size, 224, 224, 3), jnp.float32), "label": ((batch_size,), jnp.int32)}
+    shapes = {"image": ((batch_size, side, side, 3), jnp.float32), "label": ((batch_size,), jnp.int32)}
     batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(AXIS)))
         for name, (shape, dtype) in shapes.items()
     }
     step = jax.jit(train_step, out_shardings=(shardings, NamedSharding(mesh, P())), donate_argnums=0)
     return step.lower(jax.tree.map(placed, state, shardings), batch, key).compile()
+
+
+def collectives(program: str) -> list[tuple[str, int]]:
+    """Return the kind of each collective operation of a compiled program, and the bytes of its output."""
+    found = []
+    for output, operation in re.findall(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(", program):
+        parts = re.findall(r"(\w+)\[([\d,]*)\]", output)
+        sizes = [BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n) for dtype, shape in parts]
+        found.append((operation, sum(sizes)))
+    return found
 
 
 def ring_bytes(program: str, devices: int) -> float:
@@ -70,11 +84,7 @@ def ring_bytes(program: str, devices: int) -> float:
         "reduce-scatter": devices - 1,  # of its output, which is a shard
         "collective-permute": 1,
     }
-    total = 0.0
-    for output, operation in re.findall(rf"= (.*?) ({'|'.join(factors)})(?:-start)?\(", program):
-        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", output):
-            total += factors[operation] * BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n)
-    return total
+    return sum(factors[operation] * size for operation, size in collectives(program))
 
 
 def held_bytes(compiled: jax.stages.Compiled) -> int:

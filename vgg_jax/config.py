@@ -19,6 +19,7 @@ DECAYED = ("all", "kernels")
 TRAIN_VIEWS = ("pad_crop", "random_resized_crop", "scale_crop")
 CORRUPT_IMAGES = ("fail", "skip")
 LOSSES = {"softmax": "softmax", "sigmoid": "sigmoid", "squared_error": "values"}  # to what the outputs mean
+STATISTICS = ("global", "device")
 DTYPES = ("float32", "bfloat16", "float64", "auto")
 
 
@@ -30,6 +31,7 @@ class ModelConfig:
 
     depth: int = 16  # number of layers with weights: 11, 13, 16 or 19 (columns A, B, D and E of the paper)
     batch_norm: bool = True  # batch norm after each convolution
+    batch_norm_statistics: str = "global"  # of training batches: global, over all devices; device, each its own share
     lrn: bool = False  # local response normalization after conv1_1 (column A-LRN); needs depth 11
     conv1x1: bool = False  # 1x1 kernels in the last convolution of stages 3 to 5 (column C); needs depth 16
     num_classes: int = 0  # number of classes, the width of the last layer fc8; 0: that of the data
@@ -244,6 +246,8 @@ def _run_checks(config: Config) -> list[Check]:
          "sigmoid or squared_error, because the softmax of one output is always 1 (config.model.num_classes is 1)"),
         ("label_smoothing", config.loss != "squared_error" or not config.label_smoothing,
          "0, because config.loss is squared_error"),
+        ("model.batch_norm_statistics", config.model.batch_norm_statistics in STATISTICS,
+         f"one of {', '.join(STATISTICS)}"),
         ("model.dtype", config.model.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
     ]  # fmt: skip
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vgg_jax.ops.conv3x3 import Conv3x3
-from vgg_jax.ops.dense import dense_product
+from vgg_jax.ops.conv3x3 import Conv1x1, Conv3x3
+from vgg_jax.ops.dense import Dense
 from vgg_jax.ops.normalization import BatchNorm, local_response_norm
 from vgg_jax.ops.pooling import adaptive_pool, max_pool, square_windows
 from vgg_jax.ops.sizes import surely
@@ -62,7 +62,8 @@ class Layers:
 
     Attributes:
       conv: called as conv(features, kernel_size, kernel_init=..., dtype=..., param_dtype=..., name=...)(x).
-      norm: called as norm(dtype=..., param_dtype=..., name=...)(x, use_running_average=...).
+      norm: called as norm(dtype=..., param_dtype=..., name=...)(x, use_running_average=...), with groups=... if
+        `batch_norm_groups` is more than 1.
       pool: called as pool(x), the 2x2 max pool of stride 2.
       dense: called as dense(features, kernel_init=..., dtype=..., param_dtype=..., name=...)(x).
     """
@@ -74,11 +75,7 @@ class Layers:
 
 
 def _fast_conv(features: int, kernel_size: tuple[int, int], **options: Any) -> Callable[..., jax.Array]:
-    return Conv3x3(features, **options) if kernel_size == (3, 3) else nn.Conv(features, kernel_size, **options)
-
-
-def _fast_dense(features: int, **options: Any) -> Callable[..., jax.Array]:
-    return nn.Dense(features, dot_general=dense_product, **options)
+    return (Conv3x3 if kernel_size == (3, 3) else Conv1x1)(features, **options)
 
 
 def _plain_max_pool(x: jax.Array) -> jax.Array:
@@ -93,7 +90,7 @@ def _average_pool(x: jax.Array) -> jax.Array:
 
 # FAST has the operations of vgg_jax.ops, which are faster on a CPU. PLAIN has those of Flax, which compile faster. Both
 # give the same results and derivatives up to rounding.
-FAST = Layers(conv=_fast_conv, norm=BatchNorm, pool=max_pool, dense=_fast_dense)
+FAST = Layers(conv=_fast_conv, norm=BatchNorm, pool=max_pool, dense=Dense)
 PLAIN = Layers(conv=nn.Conv, norm=BatchNorm, pool=_plain_max_pool, dense=nn.Dense)
 
 
@@ -124,6 +121,7 @@ class VGG(nn.Module):
     remat: bool = False  # rematerialization: recompute each stage in the backward pass to save memory
     layers: Layers = FAST  # implementations of the layers
     head_sharding: jax.sharding.Sharding | None = None  # sharding of the dense layers' inputs over devices
+    batch_norm_groups: int = 1  # consecutive equal parts of a training batch with batch norm statistics of their own
 
     def __post_init__(self) -> None:
         classes = self.num_classes
@@ -141,6 +139,7 @@ class VGG(nn.Module):
             (not self.conv_head or (len(self.hidden) == 2 and self.head_pool == "average"),
              f"conv_head is timm's head: it needs two hidden widths and head_pool 'average', not {self.hidden} and "
              f"{self.head_pool!r}"),
+            (self.batch_norm_groups > 0, f"batch_norm_groups is {self.batch_norm_groups}; expected 1 or more"),
             (0 <= self.dropout_rate < 1, f"dropout_rate is {self.dropout_rate}; expected at least 0 and below 1"),
             (self.final_layer is None or (classes is None and not self.hidden),
              f"final_layer is {self.final_layer}; expected num_classes None and hidden (), because no head follows it"),
@@ -305,7 +304,8 @@ class VGG(nn.Module):
                 kernel_size = (layer.kernel_size, layer.kernel_size)
                 return self.layers.conv(layer.features, kernel_size, kernel_init=conv_init, **options)(x)
             case "bn":
-                return self.layers.norm(**options)(x, use_running_average=not train)
+                groups = {"groups": self.batch_norm_groups} if self.batch_norm_groups > 1 else {}
+                return self.layers.norm(**groups, **options)(x, use_running_average=not train)
             case "relu":
                 return nn.relu(x)
             case "lrn":
@@ -317,7 +317,8 @@ class VGG(nn.Module):
                 x = x.reshape(-1, x.shape[-1])  # because dense_product and the sharding are of matrices
                 if self.head_sharding is not None:
                     x = jax.lax.with_sharding_constraint(x, self.head_sharding)
-                    dense = nn.Dense  # because dense_product splits the kernel's rows, which the devices already share
+                    # dense_product splits the kernel's rows, which the devices already share.
+                    dense = functools.partial(Dense, product=jnp.matmul)
                 return dense(layer.features, kernel_init=dense_init, **options)(x).reshape(*lead, layer.features)
             case "average":
                 return x.mean((1, 2))

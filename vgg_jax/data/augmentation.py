@@ -4,11 +4,16 @@ The random numbers depend on the key alone.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from vgg_jax.ops.forms import by_platform
 
 Batch = dict[str, jax.Array]  # image and label
 
@@ -45,10 +50,57 @@ def random_crop(key: jax.Array, images: jax.Array, pad: int) -> jax.Array:
     Returns:
       The shifted images, (N, H, W, C) in the dtype of `images`.
     """
-    n, *shape = images.shape
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    corners = jax.random.randint(key, (n, 2), 0, 2 * pad + 1)
-    return jax.vmap(lambda image, corner: lax.dynamic_slice(image, (corner[0], corner[1], 0), shape))(padded, corners)
+    corners = jax.random.randint(key, (len(images), 2), 0, 2 * pad + 1)
+    crops: jax.Array = by_platform("random_crop", crop_forms(pad), padded, corners)
+    return crops
+
+
+def crop_forms(pad: int) -> dict[str, Callable[[jax.Array, jax.Array], jax.Array]]:
+    """Return the forms of the crop, which all give the same pixels.
+
+    Args:
+      pad: pixels of padding on each side of the images.
+
+    Returns:
+      By name, functions from images (N, H + 2 pad, W + 2 pad, C) and corners (N, 2) to crops (N, H, W, C).
+    """
+
+    def slices(images: jax.Array, corners: jax.Array) -> jax.Array:
+        """Return one slice of each image; JAX lowers all of them as one gather."""
+        _, *padded, channels = images.shape
+        shape = (*(side - 2 * pad for side in padded), channels)
+        return jax.vmap(lambda image, corner: lax.dynamic_slice(image, (*corner, 0), shape))(images, corners)
+
+    def along(choose: Callable[[jax.Array, jax.Array, int], jax.Array], images: jax.Array, corners: jax.Array) -> Any:
+        for axis in (1, 2):
+            images = choose(images, corners[:, axis - 1], axis)
+        return images
+
+    def take(images: jax.Array, first: jax.Array, axis: int) -> jax.Array:
+        """Return the rows or columns from the first one on, by a gather of whole rows or columns."""
+        places = first[:, None] + jnp.arange(images.shape[axis] - 2 * pad)
+        return jnp.take_along_axis(images, jnp.expand_dims(places, [i for i in (1, 2, 3) if i != axis]), axis)
+
+    def multiply(images: jax.Array, first: jax.Array, axis: int) -> jax.Array:
+        """Return the same by products with zeros and ones, which are exact: each output has one summand."""
+        side = images.shape[axis]
+        ones = jnp.arange(side) == (first[:, None] + jnp.arange(side - 2 * pad))[:, :, None]
+        dtype = jnp.bfloat16 if images.dtype == jnp.uint8 else jnp.promote_types(images.dtype, jnp.float32)
+        equation = "npq,nqwc->npwc" if axis == 1 else "npq,nhqc->nhpc"
+        product = jnp.einsum(equation, ones.astype(dtype), images.astype(dtype), precision=lax.Precision.HIGHEST)
+        return product.astype(images.dtype)
+
+    def select(images: jax.Array, first: jax.Array, axis: int) -> jax.Array:
+        """Return the same by a selection among the 2 pad + 1 shifted images."""
+        side = images.shape[axis] - 2 * pad
+        chosen, first = lax.slice_in_dim(images, 0, side, axis=axis), first[:, None, None, None]
+        for shift in range(1, 2 * pad + 1):
+            chosen = jnp.where(first == shift, lax.slice_in_dim(images, shift, shift + side, axis=axis), chosen)
+        return chosen
+
+    by_axis = {"gathers": take, "products": multiply, "selections": select}
+    return {"slices": slices, **{name: functools.partial(along, choose) for name, choose in by_axis.items()}}
 
 
 def random_horizontal_flip(key: jax.Array, images: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ from jax.interpreters import ad, batching
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vgg_jax.ops import methods
+from vgg_jax.ops.bias import add_bias
 from vgg_jax.ops.primitives import batch_product, define, over_leading_axes, transform_as, vary_alike
 
 Wanted = tuple[bool, bool, bool]  # of x, kernel and bias, those that have tangents or whose gradients are wanted
@@ -45,8 +46,8 @@ def conv_by_method(x: jax.Array, kernel: jax.Array, bias: jax.Array, method: str
 
 
 def conv_by_xla(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """Return the 3x3 convolution by XLA; for the arguments see `conv_by_method`."""
-    return _product_by_xla(x, kernel) + bias
+    """Return the convolution by XLA, by a kernel of any size; for the arguments see `conv_by_method`."""
+    return add_bias(_product_by_xla(x, kernel), bias)
 
 
 def _product_by_xla(x: jax.Array, kernel: jax.Array, *, method: str = "") -> jax.Array:
@@ -169,7 +170,7 @@ transform_as(_tangent, _tangent_in_parts, _tangent_transpose)
 
 
 def _conv_in_parts(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, method: str) -> jax.Array:
-    return product(x, kernel, method) + bias
+    return add_bias(product(x, kernel, method), bias)
 
 
 def _conv_by_xla(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, method: str) -> jax.Array:

@@ -37,6 +37,22 @@ class Conv3x3(nn.Module):
         return conv3x3(*nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype))
 
 
+class Conv1x1(nn.Module):
+    """A 1x1 convolution; its parameters are those of `nn.Conv`: `kernel` and `bias`."""
+
+    features: int
+    kernel_init: nn.initializers.Initializer
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w d"]:
+        """Return the convolution of feature maps (N, H, W, C): (N, H, W, features) in `dtype`."""
+        kernel = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1], self.features), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        return conv_by_xla(*nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype))
+
+
 def conv3x3(
     x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c d"], bias: Float[Array, "d"]
 ) -> Float[Array, "n h w d"]:

@@ -1,14 +1,17 @@
-"""The matrix product of a fully connected layer."""
+"""The fully connected layer, and its matrix product."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad, batching
 from jaxtyping import Array, Float
 
+from vgg_jax.ops.bias import add_bias
 from vgg_jax.ops.primitives import batch_product, define, over_leading_axes, vary_alike
 
 ROWS = 512  # rows of a part of the kernel in the gradient
@@ -50,7 +53,7 @@ batching.primitive_batchers[_product] = functools.partial(batch_product, _produc
 def dense_product(
     x: Float[Array, "n c"], kernel: Float[Array, "c d"], *args: Any, **kwargs: Any
 ) -> Float[Array, "n d"]:
-    """Return the product of two matrices, for `nn.Dense(dot_general=dense_product)`.
+    """Return the product of two matrices, for `Dense` and for `nn.Dense(dot_general=dense_product)`.
 
     On a CPU the gradient of `x` is computed in parts of 512 columns. For the whole product XLA copies the kernel to
     transpose it: with the 25,088 x 4,096 kernel of fc6 and a batch of 8, this needs 392 MiB and takes 47 instead of
@@ -67,3 +70,21 @@ def dense_product(
     """
     y: jax.Array = _product.bind(*vary_alike(x, kernel))
     return y
+
+
+class Dense(nn.Module):
+    """A fully connected layer; its parameters are those of `nn.Dense`: `kernel` and `bias`."""
+
+    features: int
+    kernel_init: nn.initializers.Initializer
+    product: Callable[[jax.Array, jax.Array], jax.Array] = dense_product
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n c"]) -> Float[Array, "n d"]:
+        """Return x @ kernel + bias for rows (N, C): (N, features) in `dtype`."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        return add_bias(self.product(x, kernel), bias)

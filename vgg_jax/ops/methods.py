@@ -106,11 +106,12 @@ def gradients(
 
 
 def bias_gradient(dy: jax.Array) -> jax.Array:
-    """Return the sum of maps (..., H, W, D) over all axes but the last.
+    """Return the sum of maps (..., H, W, D) over all axes but the last, summed in at least float32.
 
     The sum first runs over whole image rows, because XLA:CPU does not vectorize a sum over all axes but the last.
     """
-    return dy.reshape(-1, dy.shape[-2] * dy.shape[-1]).sum(0).reshape(dy.shape[-2:]).sum(0)
+    rows = dy.reshape(-1, dy.shape[-2] * dy.shape[-1]).astype(jnp.promote_types(dy.dtype, jnp.float32))
+    return rows.sum(0).reshape(dy.shape[-2:]).sum(0).astype(dy.dtype)
 
 
 def _in_bands(x: jax.Array) -> bool:

@@ -1,6 +1,7 @@
 """The max pool of VGG, with a fast gradient, and PyTorch's adaptive pools."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,15 +9,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from vgg_jax.ops.forms import by_platform
 from vgg_jax.ops.sizes import surely
 
 
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
     """Return the 2x2 max pool of stride 2, which drops an odd last row or column.
 
-    The gradient goes to the first maximum in reading order, as in PyTorch. The selection among four strided slices
-    replaces `lax.reduce_window`, whose gradient is slow: the output and the gradient of 64x32x32x64 in float32 take 1
-    instead of 41 ms (2 cores of a Xeon, JAX 0.10.1).
+    The gradient goes to the first maximum in reading order, as in PyTorch. The form depends on the platform: see
+    `MAX_POOLS` and `ops.forms`.
 
     Args:
       x: feature maps (N, H, W, C).
@@ -24,17 +25,42 @@ def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
     Returns:
       (N, H // 2, W // 2, C).
     """
+    if not all(isinstance(side, int) for side in x.shape[1:3]):
+        return _pool_by_slices(x)  # the other forms give other symbolic shapes
+    y: jax.Array = by_platform("max_pool", MAX_POOLS, x)
+    return y
+
+
+def _first_maximum(parts: Sequence[jax.Array]) -> jax.Array:
+    """Return the maximum of arrays; the derivative is that of the first maximum."""
+    return functools.reduce(lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), parts)
+
+
+def _pool_by_slices(x: jax.Array) -> jax.Array:
+    """Return the maximum of four strided slices.
+
+    On a CPU `lax.reduce_window` has a slow gradient: the output and the gradient of 64x32x32x64 in float32 take 41
+    instead of 1 ms (2 cores of a Xeon, JAX 0.10.1).
+    """
     last_row, last_column = (length // 2 * 2 - 1 for length in x.shape[1:3])
-
     # The limits give all four slices the same symbolic shape.
-    top_left, top_right, bottom_left, bottom_right = (
-        x[:, i : i + last_row : 2, j : j + last_column : 2] for i in (0, 1) for j in (0, 1)
-    )
+    return _first_maximum([x[:, i : i + last_row : 2, j : j + last_column : 2] for i in (0, 1) for j in (0, 1)])
 
-    def first_maximum(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where((b > a) | jnp.isnan(b), b, a)
 
-    return first_maximum(first_maximum(top_left, top_right), first_maximum(bottom_left, bottom_right))
+def _pool_by_window(x: jax.Array) -> jax.Array:
+    """Return the maximum of windows, whose gradient XLA computes by select-and-scatter."""
+    y: jax.Array = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    return y
+
+
+def _pool_by_reshape(x: jax.Array) -> jax.Array:
+    """Return the maximum of four slices of the maps (N, H / 2, 2, W / 2, 2, C), which need no strides."""
+    n, height, width, channels = x.shape
+    pairs = x[:, : height // 2 * 2, : width // 2 * 2].reshape(n, height // 2, 2, width // 2, 2, channels)
+    return _first_maximum([pairs[:, :, i, :, j] for i in (0, 1) for j in (0, 1)])
+
+
+MAX_POOLS = {"slices": _pool_by_slices, "window": _pool_by_window, "reshape": _pool_by_reshape}
 
 
 def adaptive_pool(

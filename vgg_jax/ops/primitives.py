@@ -19,6 +19,7 @@ def define(
     output: Function,
     static: Sequence[str] = (),
     several: bool = False,
+    on_tpu: Function | None = None,
 ) -> Primitive:
     """Return a primitive that is computed by one function on a CPU and by another on accelerators.
 
@@ -31,12 +32,13 @@ def define(
       output: from the abstract arrays and the static parameters to those of the output.
       static: the names of the static parameters.
       several: the output is a list.
+      on_tpu: likewise, if TPUs differ from other accelerators.
     """
     primitive = Primitive(name)
     primitive.multiple_results = several
     primitive.def_impl(jax.jit(primitive.bind, static_argnames=tuple(static)))
     primitive.def_abstract_eval(output)
-    for function, platform in ((on_cpu, "cpu"), (elsewhere, None)):
+    for function, platform in ((on_cpu, "cpu"), (on_tpu or elsewhere, "tpu"), (elsewhere, None)):
         mlir.register_lowering(primitive, mlir.lower_fun(function, several), platform=platform)
     return primitive
 

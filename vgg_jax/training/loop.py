@@ -39,7 +39,7 @@ def build(config: Config, mesh: Mesh) -> Run:
     train_split, eval_split = open_splits(config)
     config = resolve_classes(config, train_split)
     check_data(config, train_split, eval_split, mesh.size)
-    model = create_model(config.model)
+    model = create_model(config.model, mesh.size)
     if config.shard_head:
         model = with_sharded_head(model, mesh)
     schedule, plateau = make_schedule(config, len(train_split)), make_plateau(config.optimizer)
@@ -72,6 +72,8 @@ def build(config: Config, mesh: Mesh) -> Run:
         functools.partial(eval_step, normalize=test_view, flip=config.flip_eval, loss=config.loss),
         out_shardings=replicated,
     )
+    # A key on one device would be copied to all of them in every step.
+    step_key = jax.jit(lambda key: key, out_shardings=replicated)(step_key)
     return Run(
         *(config, mesh, train_split, eval_split, model, make_rate(config, len(train_split)), plateau, init, init_key),
         *(step_key, shapes, shardings, jit_train_step, jit_train_steps, jit_eval_step),

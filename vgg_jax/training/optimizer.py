@@ -170,7 +170,8 @@ def momentum(decay: float, nesterov: bool = False) -> optax.GradientTransformati
         gradients: Any, state: MomentumState, params: Any = None, *, finite: Any = True, **_: Any
     ) -> tuple[Any, MomentumState]:
         kept = jax.tree.map(functools.partial(jnp.where, finite), add(gradients, state.trace), state.trace)
-        kept = jax.lax.optimization_barrier(kept)
+        # The barrier keeps XLA:CPU from computing the new momentum twice. Accelerators fuse it with the update.
+        kept = jax.lax.platform_dependent(kept, cpu=jax.lax.optimization_barrier, default=lambda kept: kept)
         return add(gradients, kept) if nesterov else kept, MomentumState(kept)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -76,8 +76,12 @@ def _label_problems(config: Config, split: Split) -> list[str]:
     ]
 
 
-def create_model(config: ModelConfig) -> VGG:
+def create_model(config: ModelConfig, devices: int = 1) -> VGG:
     """Return the network of a configuration.
+
+    Args:
+      config: the fields of the network.
+      devices: number of devices of the run, each of which may have batch norm statistics of its own.
 
     Raises:
       UserError: if the dtype is still `auto`, which `run_directory.resolve_dtype` replaces, or the number of classes is
@@ -88,7 +92,9 @@ def create_model(config: ModelConfig) -> VGG:
     if config.dtype == "auto":
         raise UserError("dtype is 'auto'; expected float32, bfloat16 or float64; call resolve_dtype first")
     param_dtype = "float64" if config.dtype == "float64" else "float32"
-    return VGG(**dataclasses.asdict(config), param_dtype=param_dtype)
+    fields = dataclasses.asdict(config)
+    groups = devices if fields.pop("batch_norm_statistics") == "device" else 1
+    return VGG(**fields, batch_norm_groups=groups, param_dtype=param_dtype)
 
 
 def check_config(config: Config) -> None:
