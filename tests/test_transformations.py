@@ -83,6 +83,7 @@ SIZES = ("h >= 32", "w >= 32")
     [
         ("n, 32, 32, 3", (), [(1, 32, 32, 3), (3, 32, 32, 3)], dict(batch_norm=True)),
         ("n, h, w, 3", SIZES, [(1, 64, 64, 3), (2, 37, 70, 3)], dict(pool_size=7)),
+        ("n, h, w, 3", SIZES, [(1, 64, 64, 3), (2, 37, 102, 3)], dict(pool_size=2, hidden=(16, 8), conv_head=True)),
         pytest.param(
             *("1, 32*h, 32*h, 1", (), [(1, 32, 32, 1), (1, 96, 96, 1)], dict(lrn=True, pool_size=2)),
             marks=pytest.mark.slow,
@@ -92,7 +93,7 @@ SIZES = ("h >= 32", "w >= 32")
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["batch", "size", "multiples", "plain"],
+    ids=["batch", "size", "conv head", "multiples", "plain"],
 )
 def test_export_with_symbolic_shapes(dimensions, constraints, shapes, fields, x64, winograd, narrow):
     """One program for three platforms gives the logits of each fixed shape."""

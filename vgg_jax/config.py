@@ -21,6 +21,7 @@ CORRUPT_IMAGES = ("fail", "skip")
 LOSSES = {"softmax": "softmax", "sigmoid": "sigmoid", "squared_error": "values"}  # to what the outputs mean
 STATISTICS = ("global", "device")
 DTYPES = ("float32", "bfloat16", "float64", "auto")
+PRECISIONS = ("default", "high", "highest")
 
 
 # No run-time type check of these classes: a field of type float also takes an int.
@@ -40,6 +41,7 @@ class ModelConfig:
     pool_after: tuple[int, ...] = (1, 2, 3, 4, 5)  # stages, from 1 to 5, that end in a max pool
     dropout_rate: float = 0.5  # dropout rate after fc6 and fc7, at least 0 and below 1
     dtype: str = "float32"  # computation: float32, bfloat16, float64; auto: bfloat16 on GPU and TPU, else float32
+    precision: str = "highest"  # of float32 products on GPU and TPU: default (TF32, bfloat16), high, highest (float32)
     remat: bool = False  # rematerialization: recompute each stage in the backward pass to save memory
 
 
@@ -249,6 +251,7 @@ def _run_checks(config: Config) -> list[Check]:
         ("model.batch_norm_statistics", config.model.batch_norm_statistics in STATISTICS,
          f"one of {', '.join(STATISTICS)}"),
         ("model.dtype", config.model.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
+        ("model.precision", config.model.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
     ]  # fmt: skip
 
 

@@ -19,7 +19,8 @@ from jaxtyping import Array, Float
 from vgg_jax.ops.conv3x3 import Conv1x1, Conv3x3
 from vgg_jax.ops.dense import Dense
 from vgg_jax.ops.normalization import BatchNorm, local_response_norm
-from vgg_jax.ops.pooling import adaptive_pool, max_pool, square_windows
+from vgg_jax.ops.pooling import adaptive_pool, enlarge, max_pool, square_windows
+from vgg_jax.ops.precision import PRECISIONS, of_network
 from vgg_jax.ops.sizes import surely
 
 # Table 1 of the paper: the output channels of the convolutions, by column and stage. A max pool ends each stage. The
@@ -61,11 +62,12 @@ class Layers:
     level of a module, so that networks with equal fields are equal: `jax.jit` then does not trace again.
 
     Attributes:
-      conv: called as conv(features, kernel_size, kernel_init=..., dtype=..., param_dtype=..., name=...)(x).
+      conv: called as
+        conv(features, kernel_size, kernel_init=..., dtype=..., param_dtype=..., precision=..., name=...)(x).
       norm: called as norm(dtype=..., param_dtype=..., name=...)(x, use_running_average=...), with groups=... if
         `batch_norm_groups` is more than 1.
       pool: called as pool(x), the 2x2 max pool of stride 2.
-      dense: called as dense(features, kernel_init=..., dtype=..., param_dtype=..., name=...)(x).
+      dense: called as dense(features, kernel_init=..., dtype=..., param_dtype=..., precision=..., name=...)(x).
     """
 
     conv: Callable[..., Callable[..., jax.Array]]
@@ -116,6 +118,7 @@ class VGG(nn.Module):
     dropout_rate: float = 0.5  # rate of the dropout after fc6 and fc7
     dtype: Any = jnp.float32  # dtype of the computation
     param_dtype: Any = jnp.float32  # dtype of the parameters
+    precision: str | None = None  # of float32 products on GPU and TPU: default, high, highest; None: see ops.precision
     head_pool: str = "average"  # or "max": the kind of the adaptive pool before the head
     conv_head: bool = False  # timm's head: fc6 and fc7 slide over the last map, and the mean of relu7's map is taken
     remat: bool = False  # rematerialization: recompute each stage in the backward pass to save memory
@@ -141,6 +144,8 @@ class VGG(nn.Module):
              f"{self.head_pool!r}"),
             (self.batch_norm_groups > 0, f"batch_norm_groups is {self.batch_norm_groups}; expected 1 or more"),
             (0 <= self.dropout_rate < 1, f"dropout_rate is {self.dropout_rate}; expected at least 0 and below 1"),
+            (self.precision in (None, *PRECISIONS),
+             f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}, or None"),
             (self.final_layer is None or (classes is None and not self.hidden),
              f"final_layer is {self.final_layer}; expected num_classes None and hidden (), because no head follows it"),
         ]  # fmt: skip
@@ -291,14 +296,14 @@ class VGG(nn.Module):
         """Return the flattened pool of the last map (N, D), or with `conv_head` its windows (N, H, W, D)."""
         size = self.pool_size
         if self.conv_head:
-            # A map that is smaller than a window is enlarged to one. A symbolic size is compared when it is known.
-            height, width = (jax.core.max_dim(side, size) for side in x.shape[1:3])
-            return square_windows(adaptive_pool(x, height, width), size)
+            return square_windows(enlarge(x, size), size)
         x = adaptive_pool(x, size, size, jnp.max if self.head_pool == "max" else jnp.mean)
         return x.reshape(x.shape[0], -1)
 
     def _apply_layer(self, layer: Layer, x: jax.Array, train: bool, average_pool: bool) -> jax.Array:
         options: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype, name=layer.name)
+        if layer.kind in ("conv", "dense"):
+            options["precision"] = of_network(self.precision, self.dtype)
         match layer.kind:
             case "conv":
                 kernel_size = (layer.kernel_size, layer.kernel_size)
@@ -314,12 +319,15 @@ class VGG(nn.Module):
                 return _average_pool(x) if average_pool else self.layers.pool(x)
             case "dense":
                 dense, lead = self.layers.dense, x.shape[:-1]
+                options["kernel_init"] = dense_init
+                if not all(isinstance(side, int) for side in lead[1:]):  # a map of symbolic size has no reshape
+                    return nn.Dense(layer.features, **options)(x)
                 x = x.reshape(-1, x.shape[-1])  # because dense_product and the sharding are of matrices
                 if self.head_sharding is not None:
                     x = jax.lax.with_sharding_constraint(x, self.head_sharding)
                     # dense_product splits the kernel's rows, which the devices already share.
                     dense = functools.partial(Dense, product=jnp.matmul)
-                return dense(layer.features, kernel_init=dense_init, **options)(x).reshape(*lead, layer.features)
+                return dense(layer.features, **options)(x).reshape(*lead, layer.features)
             case "average":
                 return x.mean((1, 2))
             case "dropout":

@@ -69,7 +69,7 @@ ALIASES = {
     "classes": "model.num_classes",
     "nclasses": "model.num_classes",
     "nbclasses": "model.num_classes",
-    "precision": "model.dtype",
+    "mixedprecision": "model.dtype",
     "amp": "model.dtype",
     "gradientcheckpointing": "model.remat",
     "checkpointing": "model.remat",

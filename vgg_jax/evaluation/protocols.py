@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Shaped
 
 from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
+from vgg_jax.ops.precision import of_network
 
 PROTOCOLS = ("center_crop", "dense", "multi_scale", "multi_crop", "dense+multi_crop")
 GRID = 5  # crops in each direction
@@ -91,8 +92,11 @@ def dense_scores(
             parameters = variables["params"][layer.name]
             window = (layer.kernel_size, layer.kernel_size)
             kernel = parameters["kernel"].astype(x.dtype).reshape(*window, x.shape[-1], -1)
+            precision = of_network(model.precision, model.dtype)
             dimensions = ("NHWC", "HWIO", "NHWC")
-            x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=dimensions)
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "VALID", dimension_numbers=dimensions, precision=precision
+            )
             x += parameters["bias"].astype(x.dtype)
     return x.mean((1, 2))
 

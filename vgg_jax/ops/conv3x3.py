@@ -4,6 +4,7 @@ Comments give speeds in GFLOP/s of float32, counting the work of the direct conv
 JAX 0.10.1). A matrix product reaches about 200 there.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from vgg_jax.ops.bilinear import conv_by_method, conv_by_xla
+from vgg_jax.ops.precision import or_default
 from vgg_jax.ops.sizes import surely
 
 # Winograd's algorithm repays its compile time only from this many multiply-adds per layer. VGG-16, one image of
@@ -28,13 +30,15 @@ class Conv3x3(nn.Module):
     kernel_init: nn.initializers.Initializer
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    precision: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w d"]:
         """Return the convolution of feature maps (N, H, W, C): (N, H, W, features) in `dtype`."""
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        return conv3x3(*nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return conv3x3(x, kernel, bias, self.precision)
 
 
 class Conv1x1(nn.Module):
@@ -44,17 +48,22 @@ class Conv1x1(nn.Module):
     kernel_init: nn.initializers.Initializer
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    precision: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w d"]:
         """Return the convolution of feature maps (N, H, W, C): (N, H, W, features) in `dtype`."""
         kernel = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        return conv_by_xla(*nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return conv_by_xla(x, kernel, bias, or_default(self.precision))
 
 
 def conv3x3(
-    x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c d"], bias: Float[Array, "d"]
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "3 3 c d"],
+    bias: Float[Array, "d"],
+    precision: str | None = None,
 ) -> Float[Array, "n h w d"]:
     """Return the 3x3 convolution of stride 1 that keeps the size, on a CPU by the fastest method for its shape.
 
@@ -64,15 +73,18 @@ def conv3x3(
       x: feature maps (N, H, W, C).
       kernel: (3, 3, C, D), in the dtype of `x`.
       bias: (D,), in the dtype of `x`.
+      precision: that of XLA's products on accelerators, as in `jax.lax.conv_general_dilated`.
 
     Returns:
       (N, H, W, D), in the dtype of `x`.
     """
+    precision = or_default(precision)
+    by_xla = functools.partial(conv_by_xla, precision=precision)
     if surely(lambda: x.shape[1] <= 2 and x.shape[2] <= 2):
-        y: jax.Array = lax.platform_dependent(x, kernel, bias, cpu=_conv_of_tiny_map, default=conv_by_xla)
+        y: jax.Array = lax.platform_dependent(x, kernel, bias, cpu=_conv_of_tiny_map, default=by_xla)
         return y
     method = _method(x, kernel)
-    return conv_by_xla(x, kernel, bias) if method is None else conv_by_method(x, kernel, bias, method)
+    return by_xla(x, kernel, bias) if method is None else conv_by_method(x, kernel, bias, method, precision)
 
 
 def _method(x: jax.Array, kernel: jax.Array) -> str | None:

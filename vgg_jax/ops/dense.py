@@ -12,30 +12,32 @@ from jax.interpreters import ad, batching
 from jaxtyping import Array, Float
 
 from vgg_jax.ops.bias import add_bias
+from vgg_jax.ops.precision import or_default
 from vgg_jax.ops.primitives import batch_product, define, over_leading_axes, vary_alike
 
 ROWS = 512  # rows of a part of the kernel in the gradient
 
 
-def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return x @ kernel
+def _matmul(x: jax.Array, kernel: jax.Array, *, precision: str | None) -> jax.Array:
+    return jnp.matmul(x, kernel, precision=precision)
 
 
 _product = define(
     "dense_product",
     over_leading_axes(_matmul, 2),
     over_leading_axes(_matmul, 2),
-    lambda x, kernel: x.update(shape=(*x.shape[:-1], kernel.shape[-1])),
+    lambda x, kernel, **_: x.update(shape=(*x.shape[:-1], kernel.shape[-1])),
+    ["precision"],
 )
 
 
-def _input_gradient(dy: jax.Array, kernel: jax.Array) -> jax.Array:
+def _input_gradient(dy: jax.Array, kernel: jax.Array, *, precision: str | None) -> jax.Array:
     def in_parts(dy: jax.Array, kernel: jax.Array) -> jax.Array:
         parts = kernel.reshape(-1, ROWS, kernel.shape[1])
         return jnp.einsum("pnd,prd->npr", jnp.broadcast_to(dy, (len(parts), *dy.shape)), parts).reshape(dy.shape[0], -1)
 
     def whole(dy: jax.Array, kernel: jax.Array) -> jax.Array:
-        return dy @ kernel.T
+        return _matmul(dy, kernel.T, precision=precision)
 
     on_cpu = whole if len(kernel) % ROWS else in_parts
     gradient: jax.Array = lax.platform_dependent(dy, kernel, cpu=on_cpu, default=whole)
@@ -44,14 +46,14 @@ def _input_gradient(dy: jax.Array, kernel: jax.Array) -> jax.Array:
 
 ad.defbilinear(
     _product,
-    lambda dy, x, kernel: over_leading_axes(_input_gradient, 2)(dy, kernel),
-    lambda dy, x, kernel: x.swapaxes(-2, -1) @ dy,
+    lambda dy, x, kernel, **params: over_leading_axes(_input_gradient, 2)(dy, kernel, **params),
+    lambda dy, x, kernel, **params: _matmul(x.swapaxes(-2, -1), dy, **params),
 )
 batching.primitive_batchers[_product] = functools.partial(batch_product, _product, 2, ((-2, -2), (-1, -1)))
 
 
 def dense_product(
-    x: Float[Array, "n c"], kernel: Float[Array, "c d"], *args: Any, **kwargs: Any
+    x: Float[Array, "n c"], kernel: Float[Array, "c d"], *args: Any, precision: str | None = None, **kwargs: Any
 ) -> Float[Array, "n d"]:
     """Return the product of two matrices, for `Dense` and for `nn.Dense(dot_general=dense_product)`.
 
@@ -63,12 +65,13 @@ def dense_product(
       x: (N, C).
       kernel: (C, D).
       *args: the other arguments of `jax.lax.dot_general`, which are ignored.
+      precision: that of the product and of its derivatives on accelerators, as in `jax.lax.dot_general`.
       **kwargs: likewise.
 
     Returns:
       (N, D).
     """
-    y: jax.Array = _product.bind(*vary_alike(x, kernel))
+    y: jax.Array = _product.bind(*vary_alike(x, kernel), precision=or_default(precision))
     return y
 
 
@@ -77,9 +80,10 @@ class Dense(nn.Module):
 
     features: int
     kernel_init: nn.initializers.Initializer
-    product: Callable[[jax.Array, jax.Array], jax.Array] = dense_product
+    product: Callable[..., jax.Array] = dense_product
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    precision: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n c"]) -> Float[Array, "n d"]:
@@ -87,4 +91,4 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        return add_bias(self.product(x, kernel), bias)
+        return add_bias(self.product(x, kernel, precision=self.precision), bias)

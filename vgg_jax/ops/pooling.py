@@ -80,19 +80,21 @@ def adaptive_pool(
     Returns:
       (N, height, width, C).
     """
+    return _pool(_pool(x, 1, height, reduce), 2, width, reduce)
 
-    def pool(x: jax.Array, axis: int, size: int) -> jax.Array:
-        length = x.shape[axis]
-        if surely(lambda: length == size):
-            return x
-        if not isinstance(length, int):
-            if reduce is not jnp.mean:
-                raise ValueError("maxima over windows of a symbolic size are not supported; export a fixed size")
-            return _pool_symbolic(x, axis, size)
-        windows = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
-        return jnp.stack([reduce(lax.slice_in_dim(x, a, b, axis=axis), axis) for a, b in windows], axis)
 
-    return pool(pool(x, 1, height), 2, width)
+def enlarge(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n rows columns c"]:
+    """Return the maps if they have at least `size` rows and columns, else the average pool to that size.
+
+    Args:
+      x: feature maps (N, H, W, C), whose H and W may be symbolic.
+      size: the smallest height and width of the output.
+
+    Returns:
+      (N, max(H, size), max(W, size), C).
+    """
+    height, width = (jax.core.max_dim(side, size) for side in x.shape[1:3])  # symbolic sides are compared when known
+    return _pool(_pool(x, 1, height, jnp.mean), 2, width, jnp.mean)
 
 
 def square_windows(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n h-{size}+1 w-{size}+1 {size}*{size}*c"]:
@@ -110,8 +112,24 @@ def square_windows(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n h-{
     return jnp.concatenate(parts, axis=-1)
 
 
-def _pool_symbolic(x: jax.Array, axis: int, size: int) -> jax.Array:
-    """Return the average pool along an axis of symbolic length, by a product with weights of the pixels."""
+def _pool(x: jax.Array, axis: int, size: Any, reduce: Callable[..., Any]) -> jax.Array:
+    """Return the adaptive pool along one axis; its length and the size of the output may be symbolic."""
+    length = x.shape[axis]
+    if surely(lambda: length == size):
+        return x
+    if not (isinstance(length, int) and isinstance(size, int)):
+        if reduce is not jnp.mean:
+            raise ValueError("maxima over windows of a symbolic size are not supported; export a fixed size")
+        return _pool_symbolic(x, axis, size)
+    windows = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
+    return jnp.stack([reduce(lax.slice_in_dim(x, a, b, axis=axis), axis) for a, b in windows], axis)
+
+
+def _pool_symbolic(x: jax.Array, axis: int, size: Any) -> jax.Array:
+    """Return the average pool along an axis of symbolic length, by a product with weights of the pixels.
+
+    The product has the highest precision, whatever that of the network: a pool of fixed size is a sum of float32.
+    """
     length = jnp.asarray(x.shape[axis])
     first = jnp.arange(size)[:, None] * length // size
     after = -(-(jnp.arange(size)[:, None] + 1) * length // size)

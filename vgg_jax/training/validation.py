@@ -1,6 +1,7 @@
 """Checks of a configuration against the model, the data and the devices."""
 
 import dataclasses
+from typing import Any
 
 from vgg_jax.config import Config, ModelConfig, type_problems, value_problems
 from vgg_jax.data.dataset import Split
@@ -111,9 +112,9 @@ def _model_problems(config: Config) -> list[str]:
     problems: list[str] = []
     data = config.data
     try:
-        # No check depends on the dtype or on the number of classes.
-        number = config.model.num_classes or 1
-        model = create_model(dataclasses.replace(config.model, dtype="float32", num_classes=number))
+        # No check depends on the dtype, the precision or the number of classes, which are checked elsewhere.
+        fields: dict[str, Any] = dict(dtype="float32", precision="highest", num_classes=config.model.num_classes or 1)
+        model = create_model(dataclasses.replace(config.model, **fields))
     except ValueError as error:
         problems.append(f"config.model.{error}")
     else:

@@ -18,7 +18,16 @@ OUTPUTS = ("softmax", "sigmoid", "values")  # what logits can mean
 PTH_KEY = "vgg_jax"  # of the strings in the `_metadata` of a state dict, for the module ""
 
 # The dtypes are saved by their names; the other fields here do not change the function.
-NOT_SAVED = ("parent", "name", "dtype", "param_dtype", "layers", "head_sharding", "batch_norm_groups")
+NOT_SAVED = (
+    "parent",
+    "name",
+    "dtype",
+    "param_dtype",
+    "precision",
+    "layers",
+    "head_sharding",
+    "batch_norm_groups",
+)
 MODEL_FIELDS = [field.name for field in dataclasses.fields(VGG) if field.name not in NOT_SAVED]
 
 

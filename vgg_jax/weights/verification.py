@@ -44,5 +44,6 @@ def error_against_torchvision(model: VGG, variables: Mapping[str, Any]) -> float
     images = np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype(np.float32)
     with torch.no_grad():
         expected = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    logits = np.asarray(jax.jit(model.clone(dtype=np.float32).apply)(variables, images))
+    model = model.clone(dtype=np.float32, precision="highest")
+    logits = np.asarray(jax.jit(model.apply)(variables, images))
     return float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
