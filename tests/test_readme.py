@@ -79,7 +79,7 @@ DOCUMENTED = [
 @pytest.mark.parametrize("path", DOCUMENTED)
 def test_named_files_exist(path):
     text = (ROOT / path).read_text()
-    folders = "configs|benchmarks|experiments|docs|vgg_jax|tests"
+    folders = "configs|benchmarks|examples|experiments|docs|vgg_jax|tests"
     for name in re.findall(rf"(?<![\w/])(?:{folders})/(?!NAME)[\w/]+\.(?:py|md|jpg|png)", text):
         assert (ROOT / name).exists(), name
 
@@ -122,6 +122,8 @@ def test_searches_lead_to_a_page():
         "horizontal flip": "data.md",
         "linear scaling": "training.md",
         "rematerialization": "training.md",
+        "Grad-CAM": "explaining.md",
+        "receptive field": "backbones.md",
     }
     missing = [search for search, page in searches.items() if search.lower() not in PAGES[page].lower()]
     assert not missing

@@ -12,6 +12,7 @@ SUBCOMMANDS = {
     "train": ("train", "train a network from a configuration file"),
     "evaluate": ("evaluate", "evaluate a network by the protocols of the paper"),
     "predict": ("predict", "classify images"),
+    "explain": ("explain", "show which parts of an image speak for a class"),
     "convert": ("convert", "convert weights from one file format to another"),
     "prepare": ("prepare", "prepare a data set for training"),
     "statistics": ("statistics", "compute the mean, standard deviation and principal axes of a data set's pixels"),

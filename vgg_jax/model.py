@@ -6,6 +6,7 @@ Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image 
 
 import dataclasses
 import functools
+import itertools
 import operator
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ from jaxtyping import Array, Float
 
 from vgg_jax.ops.conv3x3 import Conv1x1, Conv3x3
 from vgg_jax.ops.dense import Dense
+from vgg_jax.ops.geometry import PIXEL, Geometry
 from vgg_jax.ops.normalization import BatchNorm, local_response_norm
-from vgg_jax.ops.pooling import adaptive_pool, enlarge, max_pool, square_windows
+from vgg_jax.ops.pooling import adaptive_pool, average_pool_2x2, enlarge, max_pool, plain_max_pool, square_windows
 from vgg_jax.ops.precision import PRECISIONS, of_network
 from vgg_jax.ops.sizes import surely
 
@@ -68,32 +70,24 @@ class Layers:
         `batch_norm_groups` is more than 1.
       pool: called as pool(x), the 2x2 max pool of stride 2.
       dense: called as dense(features, kernel_init=..., dtype=..., param_dtype=..., precision=..., name=...)(x).
+      relu: called as relu(x).
     """
 
     conv: Callable[..., Callable[..., jax.Array]]
     norm: Callable[..., Callable[..., jax.Array]]
     pool: Callable[[jax.Array], jax.Array]
     dense: Callable[..., Callable[..., jax.Array]]
+    relu: Callable[[jax.Array], jax.Array] = nn.relu
 
 
 def _fast_conv(features: int, kernel_size: tuple[int, int], **options: Any) -> Callable[..., jax.Array]:
     return (Conv3x3 if kernel_size == (3, 3) else Conv1x1)(features, **options)
 
 
-def _plain_max_pool(x: jax.Array) -> jax.Array:
-    y: jax.Array = nn.max_pool(x, (2, 2), (2, 2))
-    return y
-
-
-def _average_pool(x: jax.Array) -> jax.Array:
-    y: jax.Array = nn.avg_pool(x, (2, 2), (2, 2))
-    return y
-
-
 # FAST has the operations of vgg_jax.ops, which are faster on a CPU. PLAIN has those of Flax, which compile faster. Both
 # give the same results and derivatives up to rounding.
 FAST = Layers(conv=_fast_conv, norm=BatchNorm, pool=max_pool, dense=Dense)
-PLAIN = Layers(conv=nn.Conv, norm=BatchNorm, pool=_plain_max_pool, dense=nn.Dense)
+PLAIN = Layers(conv=nn.Conv, norm=BatchNorm, pool=plain_max_pool, dense=nn.Dense)
 
 
 class VGG(nn.Module):
@@ -208,6 +202,19 @@ class VGG(nn.Module):
         """Return the names of all layers, in order."""
         return [layer.name for part in (*self.stages, self.head) for layer in part]
 
+    @property
+    def layer_geometry(self) -> dict[str, Geometry]:
+        """Return the channels, stride, receptive field and padding of every layer, by name, in order.
+
+        Dense layers are convolutions here, as in dense evaluation. `global_pool` has the geometry of the window that
+        it averages over the map. Both are exact for images of `pool_size` positions of the last map.
+        """
+        geometry, found = PIXEL, {}
+        for layer in itertools.chain(*self.stages, self.head):
+            geometry = geometry.after(layer.kind, layer.features, layer.kernel_size)
+            found[layer.name] = geometry
+        return found
+
     def smallest_image(self, last_layer: str | None = None) -> int:
         """Return the smallest height and width of images.
 
@@ -217,12 +224,10 @@ class VGG(nn.Module):
         Raises:
           ValueError: if the layer is unknown.
         """
-        names = self.layer_names
-        if last_layer is not None and last_layer not in names:
-            raise ValueError(f"found no layer {last_layer}; expected one of {', '.join(names)}")
-        computed = names if last_layer is None else names[: names.index(last_layer) + 1]
-        side: int = 2 ** sum(f"pool{stage}" in computed for stage in self.pool_after)
-        return side
+        geometry = self.layer_geometry
+        if last_layer is not None and last_layer not in geometry:
+            raise ValueError(f"found no layer {last_layer}; expected one of {', '.join(geometry)}")
+        return geometry[last_layer or self.layer_names[-1]].stride
 
     def layers_with_parameters(self, names: Collection[str]) -> list[str]:
         """Return the convolutions, batch norms and dense layers that `names` refer to, in order.
@@ -254,7 +259,8 @@ class VGG(nn.Module):
     ) -> Float[Array, "n *output"]:
         """Return the logits of images.
 
-        The output of every layer is sown into `intermediates/outputs` under the layer's name.
+        The output of every layer is sown into `intermediates/outputs` under the layer's name. A variable
+        `perturbations/NAME` is added to the output of layer NAME: its gradient is that of the output.
 
         Args:
           images: (N, H, W, C), floats, already normalized. C is arbitrary; H and W are at least
@@ -281,6 +287,8 @@ class VGG(nn.Module):
             for layer in layers:
                 if layer.name in computed:
                     x = self._apply_layer(layer, x, train and layer.name not in frozen, average_pool)
+                    if self.has_variable("perturbations", layer.name):
+                        x = x + self.get_variable("perturbations", layer.name)
                     self.sow("intermediates", "outputs", {layer.name: x}, init_fn=dict, reduce_fn=operator.or_)
             return x
 
@@ -312,11 +320,11 @@ class VGG(nn.Module):
                 groups = {"groups": self.batch_norm_groups} if self.batch_norm_groups > 1 else {}
                 return self.layers.norm(**groups, **options)(x, use_running_average=not train)
             case "relu":
-                return nn.relu(x)
+                return self.layers.relu(x)
             case "lrn":
                 return local_response_norm(x)
             case "pool":
-                return _average_pool(x) if average_pool else self.layers.pool(x)
+                return average_pool_2x2(x) if average_pool else self.layers.pool(x)
             case "dense":
                 dense, lead = self.layers.dense, x.shape[:-1]
                 options["kernel_init"] = dense_init

@@ -1,5 +1,6 @@
-"""Features of a trained VGG: named activations, Gram matrices, perceptual distances and style transfer."""
+"""Uses of a trained VGG: named activations, Gram matrices, perceptual distances, explanations and style transfer."""
 
+from vgg_jax.features import explain
 from vgg_jax.features.activations import layer_activations
 from vgg_jax.features.dists import dists
 from vgg_jax.features.gram import gram_matrix
@@ -9,6 +10,7 @@ from vgg_jax.features.style_transfer import style_transfer
 
 __all__ = [
     "dists",
+    "explain",
     "gram_matrix",
     "layer_activations",
     "lpips",

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -61,6 +62,18 @@ def _pool_by_reshape(x: jax.Array) -> jax.Array:
 
 
 MAX_POOLS = {"slices": _pool_by_slices, "window": _pool_by_window, "reshape": _pool_by_reshape}
+
+
+def plain_max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
+    """Return what `max_pool` returns, by Flax's operation, which compiles faster."""
+    y: jax.Array = nn.max_pool(x, (2, 2), (2, 2))
+    return y
+
+
+def average_pool_2x2(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
+    """Return the 2x2 average pool of stride 2 of maps (N, H, W, C), which drops an odd last row or column."""
+    y: jax.Array = nn.avg_pool(x, (2, 2), (2, 2))
+    return y
 
 
 def adaptive_pool(
