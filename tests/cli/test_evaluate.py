@@ -117,6 +117,10 @@ def test_mistakes_give_one_line(imagenet, tmp_path, capsys):
         (("--fuse", tmp_path / "bad.npz"), "bad.npz is not a file of posteriors from vgg-jax evaluate"),
         (("--fuse", tmp_path / "nowhere.npz"), "nowhere.npz is not a file of posteriors"),
         (("--fuse", tmp_path / "other.npz", tmp_path / "another.npz"), "expected the images of"),
+        (
+            ("--fuse", tmp_path / "other.npz", "--classes", "a.txt", "--scales", 9),
+            "found --scales, --classes; expected",
+        ),
         ((*weights, "--output", tmp_path / "bad.npz"), "cannot write"),
     ):
         if "cannot write" in line:

@@ -57,7 +57,7 @@ def evaluate(options: argparse.Namespace) -> list[tuple[Result, str]]:
     net = load_network(options.workdir or options.weights, options)
     net.check_has_classes()
     preprocessing = net.checked_preprocessing()
-    data, split, flip = _open_data(options, net)
+    data, split, flip, skip_corrupt = _open_data(options, net)
     split = split.decoded_for(preprocessing)
     train_scale, single, multi = scales(data, preprocessing.resize, smallest_scale(net.model, preprocessing))
     if options.scales:
@@ -70,20 +70,22 @@ def evaluate(options: argparse.Namespace) -> list[tuple[Result, str]]:
     results = []
     evaluated = evaluate_split(
         *(net.model, net.variables, preprocessing, split, protocols),
-        *((train_scale, single, multi), options.batch_size, net.outputs, flip),
+        *((train_scale, single, multi), options.batch_size, net.outputs, flip, skip_corrupt),
     )
     for protocol, result in zip(protocols, evaluated, strict=True):
         result.classes = net.classes or split.class_names
         folder = options.output or os.path.join(options.workdir or "", "posteriors")
         path = os.path.join(folder, f"{protocol}.npz")
         result.save(path)
-        log(f"posteriors of {len(split):,} images: {path}")
+        log(f"posteriors of {len(result.labels):,} images: {path}")
         results.append((result, published_figure(result)))
     return results
 
 
-def _open_data(options: argparse.Namespace, net: Network) -> tuple[DataConfig, Any, bool]:
-    """Return the data configuration of the run, changed by the options, the split, and the run's `flip_eval`.
+def _open_data(options: argparse.Namespace, net: Network) -> tuple[DataConfig, Any, bool, bool]:
+    """Return the data configuration of the run, changed by the options, and the split to evaluate.
+
+    The two flags are the run's `flip_eval`, and whether the run skips corrupt images.
 
     The split has the labels of the network, if both the split and the network state their class names.
 
@@ -130,7 +132,7 @@ def _open_data(options: argparse.Namespace, net: Network) -> tuple[DataConfig, A
             f"{stated} states no class names, so labels are compared by number: {split.num_classes} classes of "
             f"{split.name}, {net.model.num_classes} outputs of the network"
         )
-    return data, split.select(data.classes), flip
+    return data, split.select(data.classes), flip, data.corrupt_images == "skip"
 
 
 def _number_classes(split: Any, net: Network, train_split: str) -> None:
@@ -145,6 +147,21 @@ def _number_classes(split: Any, net: Network, train_split: str) -> None:
         f"{missing}; those of {split.name} are numbered in the order of their names: "
         f"{shortened(split.class_names)}; add --classes FILE if the network's classes are in another order"
     )
+
+
+def _check_fusion(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Raise UserError if options beside --fuse would have no effect."""
+    used = ("fuse", "confusion", "per_class")
+    unused = [
+        action.option_strings[0]
+        for action in parser._actions
+        if action.dest not in used and getattr(options, action.dest, action.default) != action.default
+    ]
+    if unused:
+        raise UserError(
+            f"--fuse averages saved posteriors and loads no network; found {', '.join(unused)}; expected only "
+            "--per-class or --confusion beside it: leave out the others, or evaluate the networks with them first"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,7 +184,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", help="as config.data.dataset (default: the run's, or imagenet2012)")
     parser.add_argument("--split", help="split to evaluate (default: the run's, or validation)")
     parser.add_argument("--data-dir", help="TFDS's data directory (default: the run's, or $TFDS_DATA_DIR)")
-    parser.add_argument("--batch-size", type=int, default=16, help="images of one size together (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=16,
+        help="images of the network's input size that each device computes together; larger images count by their "
+        "pixels, and horizontal flips count (default: %(default)s)",
+    )
     parser.add_argument("--output", metavar="DIR", help="folder of the posteriors (default: posteriors, in the run's)")
     parser.add_argument(
         "--per-class", action="store_true", help="print the accuracy of each class, by the last protocol"
@@ -182,6 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         if options.batch_size < 1:
             raise UserError(f"--batch-size is {options.batch_size}; expected 1 or more")
+        if options.fuse:
+            _check_fusion(parser, options)
         if options.confusion:
             require("matplotlib", "train")  # now, because the evaluation before the drawing can take hours
         results = [fused(options.fuse)] if options.fuse else evaluate(options)

@@ -61,7 +61,11 @@ class Preprocessing:
 
     def uncropped(self, image: PIL.Image.Image, resize: int) -> np.ndarray:
         """Return the whole image with its short side resized to `resize`, normalized, (H, W, C) float32."""
-        return self._normalize(self._order(to_array(self._resized(image, resize))))
+        return self._normalize(self.resized(image, resize))
+
+    def resized(self, image: PIL.Image.Image, resize: int) -> np.ndarray:
+        """Return what `uncropped` normalizes, (H, W, C) uint8."""
+        return self._order(to_array(self._resized(image, resize)))
 
     def to_image(self, array: np.ndarray) -> PIL.Image.Image:
         """Return the image of a network's input (H, W, C): the inverse, rounded and clipped to uint8."""

@@ -2,41 +2,27 @@
 
 import collections
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
-from jaxtyping import Float, Shaped
+from jaxtyping import Array, Float, UInt8
 
-from vgg_jax.console import progress
+from vgg_jax.data.image_files import scaled_size
 from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError
-from vgg_jax.evaluation.protocols import center_posteriors, crop_posteriors, dense_posteriors, grid_crops
+from vgg_jax.evaluation.batches import Tile, add_posteriors, batch_sizes, local_mesh, replicated
+from vgg_jax.evaluation.buckets import Size, choose_buckets, fitting_bucket
+from vgg_jax.evaluation.protocols import GRID, center_posteriors, crop_corners, dense_posteriors, flip_posteriors
+from vgg_jax.evaluation.reading import LabeledImages, Reader
 from vgg_jax.evaluation.results import Result, column, fuse
 from vgg_jax.model import VGG
+from vgg_jax.runtime import compiler_options, return_freed_memory
 
-VIEWS = {"center_crop": center_posteriors, "dense": dense_posteriors, "multi_crop": crop_posteriors}
 Scales = tuple[str, int, tuple[int, ...]]  # S, Q of single-scale evaluation, Qs of multi-scale evaluation
-
-
-@runtime_checkable
-class LabeledImages(Protocol):
-    """What evaluation needs of a split: `data.dataset.Split` without its imports."""
-
-    name: str  # dataset/split
-    num_classes: int
-    channels: int
-    label_shape: tuple[int, ...]  # (): one class; (K,): zeros and ones for K classes, or K numbers
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        ...
-
-    def image(self, index: int) -> tuple[PIL.Image.Image, Any]:
-        """Return an image and its label."""
-        ...
 
 
 def evaluate_split(
@@ -49,6 +35,7 @@ def evaluate_split(
     batch_size: int,
     outputs: str = "softmax",
     flip: bool = False,
+    skip_corrupt: bool = False,
 ) -> Iterator[Result]:
     """Check the network against the split, then return an iterator over the results of the protocols.
 
@@ -61,9 +48,11 @@ def evaluate_split(
       split: the images.
       protocols: names from PROTOCOLS, in the order of the results.
       scales: the training scale S, the test scale Q of `dense`, and those of the other protocols.
-      batch_size: the number of images of one size that are evaluated together.
+      batch_size: the number of images of the network's input size that each device evaluates together. Larger images
+        count in proportion to their pixels, and horizontal flips count too.
       outputs: what the logits mean: softmax, sigmoid or values.
       flip: average the logits of `center_crop` over each image and its horizontal flip.
+      skip_corrupt: leave out images that cannot be decoded; otherwise they raise UserError during iteration.
 
     Raises:
       UserError: if the network has too few classes, takes other channels, needs larger test scales, or its outputs do
@@ -77,16 +66,15 @@ def evaluate_split(
     parts = _parts(preprocessing.resize, single, multi)
     used = {scale for protocol in protocols if protocol != "center_crop" for _, scale in parts[protocol]}
     _check_scales(used, smallest_scale(model, preprocessing))
-    views = _views(outputs, flip)
-    part = functools.cache(
-        functools.partial(split_posteriors, model, variables, preprocessing, split, batch_size, views)
-    )
+    reader = Reader(split, skip_corrupt)
+    dense = sorted({scale for protocol in protocols for view, scale in parts[protocol] if view == "dense"})
+    part = functools.cache(_Parts(model, variables, preprocessing, reader, batch_size, outputs, flip, dense).posteriors)
 
     def result(protocol: str) -> Result:
         computed = [part(view, scale) for view, scale in parts[protocol]]
         return Result(
-            posteriors=fuse([posteriors for posteriors, _ in computed]).astype(np.float32),
-            labels=computed[0][1],
+            posteriors=fuse(computed)[reader.readable].astype(np.float32),
+            labels=reader.labels[reader.readable],
             network=column(model),
             protocol=f"{protocol} with horizontal flip" if flip and protocol == "center_crop" else protocol,
             train_scale=train_scale,
@@ -122,14 +110,6 @@ def _check_scales(used: set[int], smallest: int) -> None:
         raise UserError(f"the test scales are {scales}; expected {smallest} or more; set them with --scales")
 
 
-def _views(outputs: str, flip: bool) -> dict[str, Any]:
-    """Return VIEWS for outputs of one meaning; with `flip`, center_crop averages over the horizontal flip."""
-    views: dict[str, Any] = {name: functools.partial(view, outputs=outputs) for name, view in VIEWS.items()}
-    if flip:
-        views["center_crop"] = functools.partial(views["center_crop"], flip=True)
-    return views
-
-
 def _check_classes(model: VGG, split: LabeledImages) -> None:
     """Raise UserError if the network has no output for some of the classes."""
     if model.num_classes is None or split.num_classes > model.num_classes:
@@ -157,50 +137,116 @@ def _check_outputs(model: VGG, outputs: str, split: LabeledImages) -> None:
         raise UserError(f"the network's outputs are values, and {split.name} has classes; expected {several}")
 
 
-def split_posteriors(
-    model: VGG,
-    variables: Mapping[str, Any],
-    preprocessing: Preprocessing,
-    split: LabeledImages,
-    batch_size: int,
-    views: Mapping[str, Any],
-    view: str,
-    scale: int,
-) -> tuple[Float[np.ndarray, "n classes"], Shaped[np.ndarray, "n *k"]]:
-    """Return the posteriors and the labels of a split at one scale.
+class _Parts:
+    """The posteriors of a split by one view at one scale, from which those of the protocols are averaged."""
 
-    Args:
-      model: a network with classes.
-      variables: its variables.
-      preprocessing: the preprocessing of its images.
-      split: the images.
-      batch_size: the number of images of one size that are evaluated together.
-      views: the functions of the views, as VIEWS.
-      view: center_crop, dense or multi_crop.
-      scale: the short side to resize the images to. center_crop has the scale of the preprocessing.
+    def __init__(
+        self,
+        model: VGG,
+        variables: Mapping[str, Any],
+        preprocessing: Preprocessing,
+        reader: Reader,
+        batch_size: int,
+        outputs: str,
+        flip: bool,
+        dense_scales: Sequence[int],
+    ) -> None:
+        """Place the variables on the devices; the arguments are those of `evaluate_split`.
 
-    Returns:
-      (N, num_classes) float32, and (N,) int32 or (N, K) float32.
+        Args:
+          model: a network with classes.
+          variables: its variables.
+          preprocessing: the preprocessing of its images.
+          reader: the images.
+          batch_size: the number of images of the network's input size on one device.
+          outputs: what the logits mean.
+          flip: whether `center_crop` averages the logits over the horizontal flip.
+          dense_scales: all scales at which `posteriors` will be called for `dense`, which share the buckets.
+        """
+        self._preprocessing, self._reader, self._flip, self._dense_scales = preprocessing, reader, flip, dense_scales
+        self._classes, self._pixels = model.num_classes or 0, batch_size * preprocessing.crop**2
+        self._mesh = local_mesh(len(reader))
+        self._variables = replicated(variables, self._mesh)
 
-    Raises:
-      UserError: if an image cannot be read.
+        def center(variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
+            return center_posteriors(model, variables, normalized(images, preprocessing), outputs, flip)
+
+        def dense(variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
+            return dense_posteriors(model, variables, normalized(images, preprocessing), outputs, sizes)
+
+        def crops(variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
+            return flip_posteriors(model, variables, normalized(images, preprocessing), outputs)
+
+        # 16 images of 256x364 need 754 instead of 2,140 MiB of temporary memory with these options (VGG-16, dense).
+        jit = functools.partial(jax.jit, compiler_options=compiler_options())
+        self._functions = {"center_crop": jit(center), "dense": jit(dense), "multi_crop": jit(crops)}
+
+    def posteriors(self, view: str, scale: int) -> Float[np.ndarray, "n classes"]:
+        """Return the posteriors of the split at one scale.
+
+        Args:
+          view: center_crop, dense or multi_crop.
+          scale: the short side to resize the images to. center_crop has the scale of the preprocessing.
+
+        Returns:
+          (N, num_classes) float32; zeros for corrupt images that are skipped.
+
+        Raises:
+          UserError: if an image cannot be read.
+        """
+        posteriors = np.zeros((len(self._reader), self._classes), np.float32)
+        sizes = self._dense_batches if view == "dense" else self._crop_batches(view)
+        tiles = self._tiles(view, scale)
+        add_posteriors(posteriors, self._functions[view], self._variables, tiles, sizes, self._mesh)
+        return_freed_memory()  # the next part has other shapes, which seldom fit into the memory of this one
+        return posteriors
+
+    def _tiles(self, view: str, scale: int) -> Iterator[Tile]:
+        prepare = self._preprocessing
+
+        def crops(image: PIL.Image.Image) -> Iterable[tuple[UInt8[np.ndarray, "h w c"], float]]:
+            return distinct_crops(prepare.resized(image, scale), prepare.crop)
+
+        def whole(image: PIL.Image.Image) -> Iterable[tuple[UInt8[np.ndarray, "h w c"], float]]:
+            return [(prepare.view(image) if view == "center_crop" else prepare.resized(image, scale), 1.0)]
+
+        for index, parts in self._reader.views(crops if view == "multi_crop" else whole, f"{view}, {scale}"):
+            for pixels, weight in parts:
+                yield Tile(index, pixels, weight)
+
+    def _crop_batches(self, view: str) -> dict[Size, int]:
+        """Return the batch size of crops: as large at every scale, so that they share one compiled program."""
+        side = self._preprocessing.crop
+        count = len(self._reader) * (GRID**2 if view == "multi_crop" else 1)
+        return self._batches({(side, side): count}, view == "multi_crop" or self._flip)
+
+    @functools.cached_property
+    def _dense_batches(self) -> dict[Size, int]:
+        """Return the buckets of all dense scales and their batch sizes; reads each image once for its size."""
+        images = [size for _, size in self._reader.views(lambda image: image.size, "sizes of the images")]
+        scaled = [[scaled_size(size, scale)[::-1] for size in images] for scale in self._dense_scales]
+        buckets = choose_buckets([size for sizes in scaled for size in sizes])
+        counts = [collections.Counter(fitting_bucket(buckets, size) for size in sizes) for sizes in scaled]
+        most = {bucket: max(count[bucket] for count in counts) for bucket in buckets}
+        return self._batches({bucket: count for bucket, count in most.items() if count}, flips=True)
+
+    def _batches(self, counts: Mapping[Size, int], flips: bool) -> dict[Size, int]:
+        return batch_sizes(counts, self._pixels // (2 if flips else 1), self._mesh.size)
+
+
+def normalized(images: UInt8[Array, "n h w c"], preprocessing: Preprocessing) -> Float[Array, "n h w c"]:
+    """Return images as `preprocessing` normalizes them, in float32, on the devices."""
+    mean, std = (jnp.array(values, jnp.float32) for values in (preprocessing.mean, preprocessing.std))
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def distinct_crops(
+    image: UInt8[np.ndarray, "h w c"], size: int
+) -> list[tuple[UInt8[np.ndarray, "{size} {size} c"], float]]:
+    """Return the different ones of the 25 crops of `crop_corners`, each with its share of the 25.
+
+    Crops coincide if the image is hardly larger than a crop: of the short side 224 there are five crops of 224.
     """
-    posteriors = np.zeros((len(split), model.num_classes or 0), np.float32)
-    labels = np.zeros((len(split), *split.label_shape), np.float32 if split.label_shape else np.int32)
-    function = jax.jit(functools.partial(views[view], model))
-    waiting: dict[tuple[int, ...], dict[int, np.ndarray]] = collections.defaultdict(dict)
-    for i in progress(range(len(split)), f"{view}, {scale}", "images"):
-        image, labels[i] = split.image(i)
-        array = preprocessing(image) if view == "center_crop" else preprocessing.uncropped(image, scale)
-        if view == "multi_crop":
-            posteriors[i] = function(variables, grid_crops(array, preprocessing.crop))
-            continue
-        same_size = waiting[array.shape]
-        same_size[i] = array
-        if len(same_size) == batch_size:
-            posteriors[list(same_size)] = function(variables, np.stack(list(same_size.values())))
-            same_size.clear()
-    for same_size in waiting.values():  # one by one: a batch of each remaining size would be compiled anew
-        for i, array in same_size.items():
-            posteriors[i] = function(variables, array[None])[0]
-    return posteriors, labels
+    corners = collections.Counter(crop_corners(image.shape[0], image.shape[1], size))
+    shares = {corner: count / corners.total() for corner, count in corners.items()}
+    return [(image[top : top + size, left : left + size], share) for (top, left), share in shares.items()]
