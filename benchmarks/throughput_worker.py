@@ -33,9 +33,13 @@ ARMS = {
     "torch_compile": "throughput_torch.TorchCompile",
     "torch_compile_channels_last": "throughput_torch.TorchCompileChannelsLast",
     "ours": "throughput_jax.Ours",
+    "program": "throughput_programs.Program",
+    "network": "throughput_programs.ThroughNetwork",
     "plain": "throughput_jax.Plain",
     "keras": "throughput_keras.Keras",
 }
+
+PROGRAMS = ("program", "network")  # they get only the settings that an import of vgg_jax applies
 
 
 # --- the driver's side
@@ -201,7 +205,8 @@ def serve(name: str) -> None:
     """Answer until the driver closes the input. Output of libraries goes to standard error."""
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    keep_freed_memory()
+    if name not in PROGRAMS:
+        keep_freed_memory()
     worker = Worker(name)
     for line in sys.stdin:
         question = json.loads(line)

@@ -25,8 +25,11 @@ import jaxtyping
 import numpy as np
 import pytest
 
+os.environ["VGG_JAX_SETTINGS"] = "off"  # for this process: the tests have a compilation cache of their own
 from benchmarks.pytorch import import_torchvision
 from tests.narrow import NARROW_TABLE
+
+del os.environ["VGG_JAX_SETTINGS"]  # so that the processes which the tests start have the settings
 
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -206,7 +206,7 @@ def test_pretrained_names_come_before_files(three, monkeypatch, tmp_path):
     (tmp_path / "vgg16").mkdir()
     net = load(three)
     read = Loaded(net.model, net.variables, net.preprocessing)
-    monkeypatch.setattr("vgg_jax.weights.download.load_pretrained", lambda name: {"vgg16": read}[name])
+    monkeypatch.setattr("vgg_jax.weights.download.load_pretrained", lambda name, announce: {"vgg16": read}[name])
     assert load("vgg16").model == THREE
 
 

@@ -24,6 +24,9 @@ from vgg_jax.ops.normalization import BatchNorm, local_response_norm
 from vgg_jax.ops.pooling import adaptive_pool, average_pool_2x2, enlarge, max_pool, plain_max_pool, square_windows
 from vgg_jax.ops.precision import PRECISIONS, of_network
 from vgg_jax.ops.sizes import surely
+from vgg_jax.runtime import apply_defaults
+
+apply_defaults()  # here, because every program imports this module, and usually before its first computation
 
 # Table 1 of the paper: the output channels of the convolutions, by column and stage. A max pool ends each stage. The
 # kernels are 3x3, except that the last kernel of stages 3 to 5 in column C is 1x1. Column A-LRN is column A with local

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,11 +16,11 @@ from vgg_jax.data.image_files import read_image
 from vgg_jax.data.listing import Image, Path, find_images
 from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError
-from vgg_jax.evaluation.protocols import read_outputs
+from vgg_jax.evaluation.programs import CompiledAhead, outputs_program
 from vgg_jax.features.activations import layer_activations
-from vgg_jax.model import PLAIN, VGG
+from vgg_jax.model import VGG
 from vgg_jax.weights.download import NAMES, load_weights
-from vgg_jax.weights.formats import Loaded, save_file
+from vgg_jax.weights.formats import Announce, Loaded, save_file
 from vgg_jax.weights.imagenet_classes import imagenet_classes as imagenet_classes
 from vgg_jax.weights.metadata import OUTPUTS
 
@@ -111,9 +111,19 @@ class Network:
         return list(self.iter_predictions(images, top, batch_size))
 
     def iter_predictions(
-        self, images: Image | Sequence[Image], top: int = 5, batch_size: int = 32
+        self,
+        images: Image | Sequence[Image],
+        top: int = 5,
+        batch_size: int = 32,
+        ahead: CompiledAhead | None = None,
     ) -> Iterator[Prediction]:
-        """Return an iterator over the predictions, which are computed batch by batch. For the arguments see `predict`.
+        """Return an iterator over the predictions, which are computed batch by batch.
+
+        Args:
+          images: as for `predict`.
+          top: as for `predict`.
+          batch_size: as for `predict`.
+          ahead: the program, if its compilation has begun.
 
         Raises:
           UserError: as `predict` does.
@@ -128,10 +138,10 @@ class Network:
                 f"{self.source} has one output, whose softmax is always 1; expected a probability or a number: pass "
                 "outputs='sigmoid' or 'values' to vgg_jax.load, or --outputs to the command"
             )
-        # FAST compiles a second longer than PLAIN and saves 0.08 s per image (VGG-16, 2 cores of an EPYC).
-        logits = self._logits if len(found) >= 16 else self._plain_logits
         batches = (found[start : start + batch_size] for start in range(0, len(found), batch_size))
-        return (prediction for batch in batches for prediction in self._predict_batch(logits, batch, top))
+        program = ahead.program_of(self) if ahead else None
+        outputs = program or outputs_program(self.model, self.outputs, len(found))
+        return (prediction for batch in batches for prediction in self._predict_batch(outputs, batch, top))
 
     def features(
         self, images: Float[Array | np.ndarray, "n h w c"], layers: str | Sequence[str]
@@ -194,14 +204,10 @@ class Network:
         return jax.jit(self.model.apply)
 
     @functools.cached_property
-    def _plain_logits(self) -> Any:
-        return jax.jit(self.model.clone(layers=PLAIN).apply)
-
-    @functools.cached_property
     def _activations(self) -> Any:
         return jax.jit(functools.partial(layer_activations, self.model), static_argnames=("layers",))
 
-    def _predict_batch(self, logits: Any, images: Sequence[tuple[str, Image]], top: int) -> Iterator[Prediction]:
+    def _predict_batch(self, outputs: Any, images: Sequence[tuple[str, Image]], top: int) -> Iterator[Prediction]:
         inputs, errors = [], {}
         for name, image in images:
             try:
@@ -212,7 +218,7 @@ class Network:
                 errors[name] = str(error)
         if inputs:
             # All batches but the last have one shape, unless they have errors: few shapes, so few compilations.
-            rows = iter(np.asarray(read_outputs(logits(self.variables, np.stack(inputs)), self.outputs)))
+            rows = iter(np.asarray(outputs(self.variables, np.stack(inputs))))
         for name, _ in images:
             if name in errors:
                 yield Prediction(name, error=errors[name])
@@ -234,6 +240,7 @@ def load(
     classes: Sequence[str] | None = None,
     outputs: str | None = None,
     step: str | int = "latest",
+    announce: Callable[[Network], None] | None = None,
 ) -> Network:
     """Load a network.
 
@@ -247,6 +254,8 @@ def load(
       outputs: what the logits mean: softmax, sigmoid or values. By default that of the source, else softmax.
       step: the checkpoint of a run: latest, best (by the accuracy or rmse of its evaluation) or the
         number of a step.
+      announce: called with the network before its weights are read; instead of arrays it has jax.ShapeDtypeStruct. It
+        is not called for a run and for Keras' files.
 
     Returns:
       The network.
@@ -260,11 +269,26 @@ def load(
         raise UserError(f"outputs is {outputs!r}; expected one of {', '.join(OUTPUTS)}")
     if preprocessing is not None:
         preprocessing.check()
-    loaded = _read(source, features_only, step)
-    model, variables = loaded.model, loaded.variables
+
+    def network(loaded: Loaded) -> Network:
+        return _network(loaded, source, features_only, preprocessing, classes, outputs)
+
+    loaded = _read(source, features_only, step, announce and (lambda loaded: announce(network(loaded))))
     for line in loaded.notes:
         note(f"{source}: {line}")
-    preprocessing = preprocessing or loaded.preprocessing
+    return network(loaded)
+
+
+def _network(
+    loaded: Loaded,
+    source: str,
+    features_only: bool,
+    preprocessing: Preprocessing | None,
+    classes: Sequence[str] | None,
+    outputs: str | None,
+) -> Network:
+    """Return the network of a file, with what the caller of `load` has passed in place of what the file states."""
+    model, variables = loaded.model, loaded.variables
     if features_only:
         head = [layer.name for layer in model.head]
         params = {name: leaves for name, leaves in variables["params"].items() if name not in head}
@@ -277,10 +301,11 @@ def load(
         )
     names = None if classes is None else tuple(classes)
     sides = None if features_only else loaded.sides
-    return Network(model, variables, preprocessing, names, outputs or loaded.outputs or "softmax", source, sides)
+    outputs = outputs or loaded.outputs or "softmax"
+    return Network(model, variables, preprocessing or loaded.preprocessing, names, outputs, source, sides)
 
 
-def _read(source: str, features_only: bool, step: str | int) -> Loaded:
+def _read(source: str, features_only: bool, step: str | int, announce: Announce | None) -> Loaded:
     if source not in NAMES and os.path.isdir(source):
         from vgg_jax.training.run_weights import load_run  # here, because only a run needs Orbax
 
@@ -292,7 +317,7 @@ def _read(source: str, features_only: bool, step: str | int) -> Loaded:
         )
     if step != "latest":
         raise UserError(f"step is {step}, but {source} is not the directory of a run; expected one: leave out the step")
-    return load_weights(source, features_only)
+    return load_weights(source, features_only, announce)
 
 
 def _to_pil(pixels: np.ndarray) -> PIL.Image.Image:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import sys
@@ -13,14 +14,52 @@ import jax
 from vgg_jax.platforms import has_accelerator
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # the numbers of <malloc.h>
+MOST_FREE = 256 * 2**20  # bytes of freed memory that the process keeps when JAX has compiled a program
 COMPILATION_CACHE = os.path.join("~", ".cache", "vgg_jax", "compiled")
+VARIABLE = "VGG_JAX_SETTINGS"  # "off": none of the settings below are applied
+
+
+def settings_are_on() -> bool:
+    """Return whether the settings may be applied: the environment variable VGG_JAX_SETTINGS is not `off`.
+
+    Any other value than on and off is reported by a warning, and means on.
+    """
+    value = os.environ.get(VARIABLE, "on")
+    if value not in ("on", "off"):
+        warnings.warn(f"the environment variable {VARIABLE} is {value!r}; expected on or off: unset it", stacklevel=2)
+    return value != "off"
+
+
+@functools.cache
+def apply_defaults() -> bool:
+    """Apply the settings that a user's program gets when it imports `VGG`, `Network` or `load`.
+
+    On a host without accelerators, keep freed memory, cache the programs that compile in more than a tenth of a second,
+    and silence XLA's report of each cached program. On other hosts do nothing.
+
+    Returns:
+      Whether the settings have been applied.
+    """
+    if not settings_are_on() or has_accelerator():
+        return False
+    keep_freed_memory()
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        use_compilation_cache(shortest=0.1)
+    with contextlib.suppress(ImportError, AttributeError):
+        from jaxlib import utils
+
+        # XLA:CPU logs two errors of 2 kB for each program that it loads from the cache, which are false: the program
+        # was compiled on this machine. JAX reads TF_CPP_MIN_LOG_LEVEL when it is imported, which may be earlier.
+        utils.absl_set_min_log_level(3)
+    return True
 
 
 def configure() -> None:
     """Apply all settings that a command shares with the others; call it before JAX runs its first program."""
     silence_libraries()
-    keep_freed_memory()
-    use_compilation_cache()
+    if settings_are_on():
+        keep_freed_memory()
+        use_compilation_cache()
 
 
 def silence_libraries() -> None:
@@ -36,29 +75,42 @@ def silence_libraries() -> None:
         warnings.simplefilter("ignore")
 
 
-def use_compilation_cache() -> None:
+def use_compilation_cache(shortest: float = 0.0) -> None:
     """Keep compiled programs in `~/.cache/vgg_jax/compiled`, so that the next process loads them.
 
     The environment variables of JAX take precedence: JAX_COMPILATION_CACHE_DIR names another directory, and
-    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS excludes programs that compile faster.
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS excludes programs that compile faster. Without a directory that can be
+    written, programs are compiled and not cached.
+
+    Args:
+      shortest: the compilation time in seconds from which programs are cached. By default all are: JAX skips programs
+        that compile in less than a second, and the small programs of a command add up to a second.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(COMPILATION_CACHE))
+        directory = os.path.expanduser(COMPILATION_CACHE)
+        with contextlib.suppress(OSError):
+            os.makedirs(directory, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            return  # JAX would warn at each program
+        jax.config.update("jax_compilation_cache_dir", directory)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # By default JAX skips programs that compile in less than a second. The small ones add up to a second.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)
 
 
+@functools.cache
 def keep_freed_memory() -> bool:
     """Make the C library keep freed memory instead of returning it to the system.
 
     XLA:CPU allocates the temporary arrays of a program anew in each run. If they were returned in between, the system
     clears them page by page: a sixth of a training step of VGG-16 at 224x224, batch 8, and a quarter of inference by
-    VGG-16-BN at 32x32, batch 64 (2 cores of an EPYC). In exchange, the process holds the largest amount of memory that
-    it has needed so far.
+    VGG-16-BN at 32x32, batch 64 (2 cores of an EPYC).
 
-    Call this before JAX starts its threads: each thread would otherwise get an arena of its own. It needs the GNU C
-    library, and does nothing if JAX may use an accelerator.
+    Memory does not pile up over programs: when JAX has compiled a program or loaded it from the cache, freed memory
+    above MOST_FREE is returned. In between, the process holds what its programs have needed so far.
+
+    Call this before JAX starts its threads, which is before its first computation: each thread would otherwise get an
+    arena of its own, and large arrays in such an arena are returned as before. It needs the GNU C library, and does
+    nothing if JAX may use an accelerator.
 
     Returns:
       Whether freed memory is kept.
@@ -67,8 +119,32 @@ def keep_freed_memory() -> bool:
         return False
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        return all(mallopt(*setting) for setting in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)))
+        kept = all(mallopt(*setting) for setting in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)))
+        jax.monitoring.register_event_duration_secs_listener(_bound_freed_memory)
+        return kept
     return False
+
+
+class _Mallinfo2(ctypes.Structure):
+    """The struct mallinfo2 of <malloc.h>; fordblks is the number of free bytes."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]  # noqa: SIM905, RUF100 - one line
+
+
+def free_bytes() -> int:
+    """Return the bytes that the C library holds free, resident or not; the largest number if it cannot tell."""
+    with contextlib.suppress(OSError, AttributeError):
+        mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2
+        mallinfo2.restype = _Mallinfo2
+        return int(mallinfo2().fordblks)
+    return sys.maxsize
+
+
+def _bound_freed_memory(event: str, duration_secs: float, **_: Any) -> None:
+    """Return freed memory to the system if JAX has compiled or loaded a program and more than MOST_FREE is free."""
+    if event == "/jax/core/compile/backend_compile_duration" and free_bytes() > MOST_FREE:
+        return_freed_memory()
 
 
 def return_freed_memory() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from vgg_jax.data.listing import normal
@@ -37,8 +38,15 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--step", default="latest", help="checkpoint of a run: latest, best or a step (default: latest)")
 
 
-def load_network(source: str, options: argparse.Namespace) -> Network:
+def load_network(
+    source: str, options: argparse.Namespace, announce: Callable[[Network], None] | None = None
+) -> Network:
     """Return the network at `source`, read as the options of `add_network_options` say.
+
+    Args:
+      source: as for `vgg_jax.load`.
+      options: the parsed options.
+      announce: as for `vgg_jax.load`, with the options applied to the network.
 
     Raises:
       UserError: as `vgg_jax.load`, or if an option cannot be used. Wrong options are refused before the weights load.
@@ -47,18 +55,29 @@ def load_network(source: str, options: argparse.Namespace) -> Network:
     given = _given_fields(options)
     _completed(named or _fitting(given), given)  # checks the values
     classes = read_names(options.classes) if options.classes else None
-    net = load(source, features_only=options.features_only, classes=classes, outputs=options.outputs, step=options.step)
-    stated = named or net.preprocessing
-    if given and stated is None:
-        missing = [name for name in ("mean", "std", "resize", "crop") if name not in given]
-        if missing:
-            raise UserError(
-                f"{source} does not state the preprocessing of its images; found no "
-                f"{', '.join('--' + name for name in missing)}: pass all of --mean, --std, --resize and --crop, or add "
-                f"--preprocessing {', '.join(PREPROCESSINGS)}"
-            )
-        stated = _fitting(given)
-    return dataclasses.replace(net, preprocessing=_completed(stated, given) if stated else None)
+
+    def completed(net: Network) -> Network:
+        stated = named or net.preprocessing
+        if given and stated is None:
+            missing = [name for name in ("mean", "std", "resize", "crop") if name not in given]
+            if missing:
+                raise UserError(
+                    f"{source} does not state the preprocessing of its images; found no "
+                    f"{', '.join('--' + name for name in missing)}: pass all of --mean, --std, --resize and --crop, or "
+                    f"add --preprocessing {', '.join(PREPROCESSINGS)}"
+                )
+            stated = _fitting(given)
+        return dataclasses.replace(net, preprocessing=_completed(stated, given) if stated else None)
+
+    net = load(
+        source,
+        features_only=options.features_only,
+        classes=classes,
+        outputs=options.outputs,
+        step=options.step,
+        announce=announce and (lambda net: announce(completed(net))),
+    )
+    return completed(net)
 
 
 def read_names(path: str) -> tuple[str, ...]:

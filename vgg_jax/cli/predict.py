@@ -18,6 +18,7 @@ from vgg_jax.cli.paragraphs import Paragraphs
 from vgg_jax.console import note
 from vgg_jax.data.listing import find_images
 from vgg_jax.errors import UserError, report_mistakes
+from vgg_jax.evaluation.programs import CompiledAhead
 from vgg_jax.network import Prediction
 from vgg_jax.runtime import configure
 from vgg_jax.weights.download import NAMES
@@ -45,8 +46,9 @@ def run(options: argparse.Namespace) -> int:
         if value < 1:
             raise UserError(f"{flag} is {value}; expected 1 or more")
     files = [path for path, _ in find_images(options.images)]  # before the weights, which take seconds to load
-    net = load_network(options.weights, options)
-    predictions = net.iter_predictions(files, options.top, options.batch_size)
+    ahead = CompiledAhead(len(files), options.batch_size)
+    net = load_network(options.weights, options, ahead.start)
+    predictions = net.iter_predictions(files, options.top, options.batch_size, ahead)
     if net.classes is None and net.outputs != "values":
         note(f"{options.weights} states no class names, so classes are numbers; add --classes FILE")
     failed = 0

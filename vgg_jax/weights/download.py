@@ -12,7 +12,7 @@ from typing import Any
 from vgg_jax.console import Bar
 from vgg_jax.data.preprocessing import AUTHORS, IMAGENET, Preprocessing
 from vgg_jax.errors import UserError
-from vgg_jax.weights.formats import Loaded, load_file
+from vgg_jax.weights.formats import Announce, Loaded, load_file
 from vgg_jax.weights.imagenet_classes import imagenet_classes
 
 # torchvision's ImageNet weights, in timm's repositories on the Hugging Face hub.
@@ -30,13 +30,14 @@ AUTHORS_MD5 = {
 NAMES = (*HUB, *AUTHORS_MD5)
 
 
-def load_pretrained(name: str) -> Loaded:
+def load_pretrained(name: str, announce: Announce | None = None) -> Loaded:
     """Load an ImageNet network; the first time, download its file and check it. Needs no torch.
 
     Args:
       name: vgg11, vgg13, vgg16 or vgg19, each also with _bn, for torchvision's weights, from timm's repositories on
         the Hugging Face hub, checked by the SHA-256 that the hub publishes; or vgg16_caffe or vgg19_caffe for the
         weights of the paper's authors, from Keras' files, checked by the MD5 that Keras publishes.
+      announce: as for `formats.load_file`.
 
     Returns:
       The network with its preprocessing and the names of its classes.
@@ -55,9 +56,12 @@ def load_pretrained(name: str) -> Loaded:
             _download(KERAS_URL.format(net=name.removesuffix("_caffe")), placed, name, AUTHORS_MD5[name])
         return _of_imagenet(load_file(placed), AUTHORS)
     path = placed if os.path.exists(placed) else _from_hub(name, placed)
-    loaded = load_file(path)
-    # timm's repositories hold torchvision's networks under timm's names.
-    return _of_imagenet(loaded._replace(model=loaded.model.clone(conv_head=False)), IMAGENET)
+
+    def completed(loaded: Loaded) -> Loaded:
+        # timm's repositories hold torchvision's networks under timm's names.
+        return _of_imagenet(loaded._replace(model=loaded.model.clone(conv_head=False)), IMAGENET)
+
+    return completed(load_file(path, announce=announce and (lambda loaded: announce(completed(loaded)))))
 
 
 def _of_imagenet(loaded: Loaded, preprocessing: Preprocessing) -> Loaded:
@@ -66,11 +70,11 @@ def _of_imagenet(loaded: Loaded, preprocessing: Preprocessing) -> Loaded:
     return loaded._replace(preprocessing=preprocessing, classes=classes, outputs="softmax", notes=())
 
 
-def load_weights(name_or_path: str, features_only: bool = False) -> Loaded:
+def load_weights(name_or_path: str, features_only: bool = False, announce: Announce | None = None) -> Loaded:
     """Load a pretrained network if `name_or_path` is in NAMES, else the network of a file; see `load_file`."""
     if name_or_path in NAMES:
-        return load_pretrained(name_or_path)
-    return load_file(name_or_path, features_only)
+        return load_pretrained(name_or_path, announce)
+    return load_file(name_or_path, features_only, announce)
 
 
 def cache_dir() -> str:

@@ -7,9 +7,6 @@ import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import safetensors
 import safetensors.numpy
 
 from vgg_jax.data.preprocessing import FEATURES, IMAGENET, Preprocessing
@@ -20,24 +17,28 @@ from vgg_jax.weights.contents import ZIP_ERRORS, describe_content
 from vgg_jax.weights.imagenet_classes import imagenet_classes, is_imagenets
 from vgg_jax.weights.keras_files import is_keras_archive, read_keras_file
 from vgg_jax.weights.keras_networks import from_keras
-from vgg_jax.weights.layouts import Variables, to_torch, to_variables
+from vgg_jax.weights.layouts import to_torch, to_variables, variable_shapes
 from vgg_jax.weights.metadata import Stated, attached_to, from_json, to_json
 from vgg_jax.weights.pickles import read_content, write_tensors
 from vgg_jax.weights.state_dicts import Reading, read_checkpoint, read_state_dict
-
-LARGEST_HEADER = 4 * 2**20  # bytes of a .safetensors file's header; of a VGG-19 it is 10 thousand
+from vgg_jax.weights.tensor_file import open_tensor_file
 
 
 class Loaded(NamedTuple):
     """A network as a file holds it."""
 
     model: VGG
-    variables: Mapping[str, Any]
+    variables: Mapping[str, Any]  # of jax.ShapeDtypeStruct as long as they are `unread`
     preprocessing: Preprocessing | None = None  # of the images; None if the file does not state it
     classes: tuple[str, ...] | None = None  # the names of the classes, if they are known
     outputs: str | None = None  # what the logits mean: softmax, sigmoid or values; None if the file does not state it
     notes: tuple[str, ...] = ()  # what the reader assumed, unwrapped, renamed or left out, one line each
     sides: range | None = None  # sides of square images for which the file's network is defined; None: any
+    unread: Callable[[], Mapping[str, Any]] | None = None  # reads the variables; None: they have been read
+
+
+Forget = Callable[[], None]  # removes what has been read from memory
+Announce = Callable[[Loaded], None]  # gets the network before its variables are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Format:
     write: Callable[[str, Loaded], None] | None = None
 
 
-def load_file(path: str | os.PathLike[str], features_only: bool = False) -> Loaded:
+def load_file(path: str | os.PathLike[str], features_only: bool = False, announce: Announce | None = None) -> Loaded:
     """Load a network from a file of any format in FORMATS.
 
     The content decides the format; the suffix counts only for a file whose content is unknown. Depth, batch norm,
@@ -64,6 +65,8 @@ def load_file(path: str | os.PathLike[str], features_only: bool = False) -> Load
       path: the file.
       features_only: leave out names that belong to no known head, where the file is refused otherwise. A head that is
         known is read all the same.
+      announce: called, except for Keras' files, with the network before its variables are read: instead of these, it
+        has their shapes.
 
     Returns:
       The network, and what the file states about its images and classes.
@@ -89,7 +92,12 @@ def load_file(path: str | os.PathLike[str], features_only: bool = False) -> Load
             "file: download it again, or convert it"
         )
     try:
-        return (by_content + by_suffix)[0].read(path, features_only)
+        loaded = (by_content + by_suffix)[0].read(path, features_only)
+        if loaded.unread is None:
+            return loaded
+        if announce is not None:
+            announce(loaded)
+        return loaded._replace(variables=loaded.unread(), unread=None)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -152,26 +160,27 @@ def _head(path: str, length: int) -> bytes:
     return b""
 
 
-def _from_arrays(arrays: Mapping[str, Any], model: VGG) -> tuple[VGG, Variables]:
-    """Return the model and the variables of the arrays; raise UserError if numbers are not finite."""
-    variables = to_variables(arrays, model)
-    bad = [
-        "/".join(key.key for key in keys)
-        for keys, array in jax.tree_util.tree_leaves_with_path(variables)
-        if not jnp.isfinite(array).all()
-    ]
-    if bad:
-        raise UserError(f"holds numbers that are not finite, in {', '.join(bad)}")
-    return model, variables
+def _forget_nothing() -> None:
+    """Do nothing."""
 
 
-def _from_reading(reading: Reading, features_only: bool) -> Loaded:
+def _from_arrays(arrays: Mapping[str, Any], model: VGG, forget: Forget) -> Loaded:
+    """Return the network of arrays, which are not read yet; reading raises UserError if numbers are not finite."""
+
+    def read() -> Mapping[str, Any]:
+        return to_variables(arrays, model, check_finite=True, forget=forget)
+
+    return Loaded(model, variable_shapes(arrays, model), unread=read)
+
+
+def _from_reading(reading: Reading, features_only: bool, forget: Forget = _forget_nothing) -> Loaded:
     """Return the network of a state dict that states neither its preprocessing nor its classes."""
-    model, variables = _from_arrays(reading.arrays, reading.model)
+    loaded = _from_arrays(reading.arrays, reading.model, forget)
+    model = reading.model
     preprocessing, classes, notes = None, None, reading.notes
     if reading.was_empty:
         preprocessing = FEATURES
-    elif reading.is_own and is_imagenets(model, variables["params"]["conv1_1"]["kernel"].shape[2]):
+    elif reading.is_own and is_imagenets(model, loaded.variables["params"]["conv1_1"]["kernel"].shape[2]):
         preprocessing, classes = IMAGENET, None if features_only else imagenet_classes()
         layout = "timm's" if model.conv_head else "torchvision's"
         notes = (*notes, f"{layout} layout with 1000 classes: taken for ImageNet's preprocessing and classes")
@@ -181,7 +190,7 @@ def _from_reading(reading: Reading, features_only: bool) -> Loaded:
             "the names are timm's, so the head is timm's (conv_head=True); it differs from torchvision's except at "
             "224x224 pixels",
         )
-    return Loaded(model, variables, preprocessing, classes, notes=notes)
+    return loaded._replace(preprocessing=preprocessing, classes=classes, notes=notes)
 
 
 def _own_metadata(network: Loaded) -> dict[str, str]:
@@ -194,9 +203,11 @@ def _stated(metadata: Mapping[str, str], arrays: Mapping[str, Any]) -> Stated | 
     return from_json(metadata, None if first is None else first.dtype)
 
 
-def _from_own(arrays: Mapping[str, Any], stated: Stated) -> Loaded:
-    model, variables = _from_arrays(torchvision_names(arrays), stated.model)
-    return Loaded(model, variables, stated.preprocessing, stated.classes, stated.outputs, sides=stated.sides)
+def _from_own(arrays: Mapping[str, Any], stated: Stated, forget: Forget = _forget_nothing) -> Loaded:
+    loaded = _from_arrays(torchvision_names(arrays), stated.model, forget)
+    return loaded._replace(
+        preprocessing=stated.preprocessing, classes=stated.classes, outputs=stated.outputs, sides=stated.sides
+    )
 
 
 # --- .pth: a state dict of PyTorch
@@ -240,18 +251,10 @@ def _is_safetensors(path: str) -> bool:
 
 
 def _read_safetensors(path: str, features_only: bool) -> Loaded:
-    length = int.from_bytes(_head(path, 8), "little")
-    if length > LARGEST_HEADER:
-        raise UserError(f"not a whole .safetensors file: a header of {length:,} bytes; expected {LARGEST_HEADER:,}")
-    try:
-        with safetensors.safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is not a mapping
-    except (safetensors.SafetensorError, OSError, MemoryError, ValueError) as error:
-        raise UserError(f"not a whole .safetensors file: {error}") from None
+    arrays, metadata, forget = open_tensor_file(path)
     if own := _stated(metadata, arrays):
-        return _from_own(arrays, own)
-    return _from_reading(read_state_dict(arrays, features_only, keeps_order=False), features_only)
+        return _from_own(arrays, own, forget)
+    return _from_reading(read_state_dict(arrays, features_only, keeps_order=False), features_only, forget)
 
 
 def _write_safetensors(path: str, network: Loaded) -> None:
