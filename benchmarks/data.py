@@ -1,17 +1,18 @@
 """Compare the speed of the data path with torchvision's.
 
-  python benchmarks/data.py [--rounds N] [--images N] [--json FILE]
+  python benchmarks/data.py [--photographs FOLDER] [--rounds N] [--images N] [--json FILE]
 
 The benchmark writes JPEGs of about 500x375 pixels, crops of scikit-learn's two photographs, as files and as a TFDS data
-set. It reads them as 224x224 training views with torchvision's transforms in a DataLoader and with our loader. Both
-have two workers. The arms run in turn, each in its own process. It then measures CIFAR-10's training views of noise,
-the stages of our path, and the time that training steps of VGG-16 at 224x224 wait for their data. It needs torch,
-torchvision and scikit-learn.
+set. With --photographs it takes the JPEGs of a folder. It reads them as 224x224 training views with torchvision's
+transforms in a DataLoader and with our loader. Both have two workers. The arms run in turn, each in its own process. It
+then measures CIFAR-10's training views of noise, the stages of our path, the rate of training and test views on 1, 2,
+4, ... processors, and the time that training steps of VGG-16 at 224x224 wait for their data. It needs torch,
+torchvision and scikit-learn. With --only-cores it measures only the rate on 1, 2, 4, ... processors, and needs neither
+torch nor torchvision.
 """
 
 import argparse
 import functools
-import io
 import json
 import os
 import statistics
@@ -25,60 +26,16 @@ from typing import Any
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from benchmarks.data_photographs import jpegs, read_folder, write  # noqa: E402 - after the path
+
 WORKERS = 2
 BATCH = 64
 CIFAR_BATCH = 128
 # Not from vgg_jax, so that torchvision's arms do not import JAX.
 IMAGENET: dict[str, Any] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR10: dict[str, Any] = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
-
-
-def jpegs(count: int) -> Iterator[bytes]:
-    """Yield JPEGs whose long side has 420 to 580 pixels, in the proportions 4:3 and 3:4 of most ImageNet images."""
-    import PIL.Image
-    from sklearn.datasets import load_sample_images
-
-    random = np.random.default_rng(0)
-    photos = [PIL.Image.fromarray(photo) for photo in load_sample_images().images]
-    for i in range(count):
-        width, height = (427, 320) if i % 4 else (320, 427)  # the part that is cut out of 640x427
-        left, top = int(random.integers(641 - width)), int(random.integers(428 - height))
-        scale = random.uniform(420, 580) / 427
-        crop = photos[i % 2].crop((left, top, left + width, top + height))
-        file = io.BytesIO()
-        crop.resize((round(width * scale), round(height * scale))).save(file, "JPEG", quality=95)
-        yield file.getvalue()
-
-
-def write(directory: str, count: int) -> None:
-    """Write the images in the layout of torchvision's ImageFolder, and as a TFDS data set in array_record format."""
-    import tensorflow_datasets as tfds
-
-    from vgg_jax.data.prepare.shards import Shard, serialize, write_once
-
-    images = list(jpegs(count))
-    print(f"{count} JPEGs of {np.mean([len(image) for image in images]) / 1000:.0f} kB on average", flush=True)
-    for i, image in enumerate(images):
-        folder = os.path.join(directory, "folder", str(i % 10))
-        os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, f"{i}.jpg"), "wb") as file:
-            file.write(image)
-    target = os.path.join(directory, "photographs", "1.0.0")
-    features = {
-        "image": tfds.features.Image(encoding_format="jpeg"),
-        "label": tfds.features.ClassLabel(num_classes=10),
-        "file_name": tfds.features.Text(),
-    }
-    info = tfds.core.DatasetInfo(
-        builder=tfds.core.DatasetIdentity(
-            name="photographs", version=tfds.core.Version("1.0.0"), data_dir=target, module_name=__name__
-        ),
-        features=tfds.features.FeaturesDict(features),
-    )
-    examples = (
-        {"image": io.BytesIO(image), "label": i % 10, "file_name": f"{i}.jpg"} for i, image in enumerate(images)
-    )
-    write_once(target, lambda: (info, [Shard("train", lambda: serialize(info, examples))]))
 
 
 # --- the arms: each returns images per second
@@ -172,6 +129,18 @@ def our_cifar_arm(directory: str, count: int) -> float:
     return rate((view(jax.random.key(0), batch)["image"] for batch in batches), CIFAR_BATCH, count)
 
 
+def cores_arm(directory: str, count: int, cores: int = 1, train_view: str = "random_resized_crop") -> float:
+    """Measure the views of as many threads as processors; the process keeps to these processors."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])  # before JAX starts its threads
+    return rate(our_batches(directory, BATCH, cores, train_view), BATCH, count)
+
+
+def measured_cores() -> list[int]:
+    """Return 1, 2, 4, ... up to the number of processors at hand, which is the last."""
+    found = len(os.sched_getaffinity(0))
+    return [*(2**i for i in range(found.bit_length()) if 2**i < found), found]
+
+
 def imagenet_view() -> Any:
     """Return the jitted augmentation of ImageNet's batches, whose random resized crops the host draws."""
     import jax
@@ -182,15 +151,17 @@ def imagenet_view() -> Any:
     return jax.jit(functools.partial(augment, options=options))
 
 
-def open_photographs(directory: str) -> Any:
-    """Return the split of the photographs, with random resized crops."""
+def open_photographs(directory: str, train_view: str = "random_resized_crop") -> Any:
+    """Return the split of the photographs; with `pad_crop`, its training views are the test views."""
     from vgg_jax.data.dataset import open_split
     from vgg_jax.data.transforms import Views
 
-    return open_split("photographs", "train", Views(224, 256, "random_resized_crop"), data_dir=directory)
+    return open_split("photographs", "train", Views(224, 256, train_view), data_dir=directory)
 
 
-def our_batches(directory: str, batch_size: int, num_threads: int = WORKERS) -> Iterator[Any]:
+def our_batches(
+    directory: str, batch_size: int, num_threads: int = WORKERS, train_view: str = "random_resized_crop"
+) -> Iterator[Any]:
     """Return batches of the photographs without end."""
     import jax
     from jax.sharding import Mesh
@@ -198,7 +169,7 @@ def our_batches(directory: str, batch_size: int, num_threads: int = WORKERS) -> 
     from vgg_jax.data.loader import Loader
 
     mesh = Mesh(np.array(jax.devices()), ("data",))
-    loader = Loader(open_photographs(directory), mesh, num_threads=num_threads)
+    loader = Loader(open_photographs(directory, train_view), mesh, num_threads=num_threads, resident=False)
     return loader.train_batches(0, batch_size, range(10**9))
 
 
@@ -225,7 +196,7 @@ def stages(directory: str, count: int) -> dict[str, float]:
     import jax
 
     from vgg_jax.data import transforms as views
-    from vgg_jax.data.image_files import decode_file
+    from vgg_jax.data.image_files import center_view, decode_file
 
     split = open_photographs(directory)
     n = min(count, len(split))
@@ -241,6 +212,7 @@ def stages(directory: str, count: int) -> dict[str, float]:
     return {
         "read the record": milliseconds(lambda i: split.records[i], n),
         "decode the JPEG": milliseconds(lambda i: decode_file(records[i]["image"], "RGB"), n),
+        "test view": milliseconds(lambda i: center_view(images[i], 256, 224), n),
         "random resized crop": milliseconds(lambda i: views.random_resized_crop(images[i], 224, 0, i), n),
         "paper's crop, S from 256 to 512": milliseconds(lambda i: views.scale_crop(images[i], 224, 256, 512, 0, i), n),
         "stack to a batch": milliseconds(lambda i: np.stack([batch[0]] * BATCH), 20) / BATCH,
@@ -295,6 +267,12 @@ ARMS: dict[str, Callable[..., Any]] = {
     "stages": stages,
     "waiting": waiting,
 }
+CORES = {
+    f"{views} views, {cores} processor{'s' * (cores > 1)}": functools.partial(cores_arm, cores=cores, train_view=view)
+    for views, view in (("training", "random_resized_crop"), ("test", "pad_crop"))
+    for cores in measured_cores()
+}
+ARMS |= CORES
 
 
 def run(arm: str, directory: str, count: int) -> Any:
@@ -305,11 +283,21 @@ def run(arm: str, directory: str, count: int) -> Any:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
 
 
+def print_cores(medians: dict[str, float]) -> None:
+    """Print the rate for each processor, and its ratio to the rate of one."""
+    for name in CORES:
+        views, cores = name.split(", ")
+        one, each = medians[f"{views}, 1 processor"], medians[name] / int(cores.split()[0])
+        print(f"{name}: {medians[name]:,.0f} images/s, {each:,.0f} for each, efficiency {each / one:.0%}")
+
+
 def main() -> None:
     """Run all arms in turn and print the medians and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="rounds of all arms (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=2000, help="JPEGs to write and read (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=2000, help="images to read in a round (default: %(default)s)")
+    parser.add_argument("--photographs", metavar="FOLDER", help="folder of JPEGs (default: made-up ones)")
+    parser.add_argument("--only-cores", action="store_true", help="measure only the rate on 1, 2, 4, ... processors")
     parser.add_argument("--steps", type=int, default=8, help="training steps of VGG-16 (default: %(default)s)")
     parser.add_argument("--json", help="file for the figures")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
@@ -319,32 +307,39 @@ def main() -> None:
         print(json.dumps(ARMS[options.arm](options.directory, options.images)))
         return
 
+    names = [name for name in (CORES if options.only_cores else ARMS) if name not in ("stages", "waiting")]
     with tempfile.TemporaryDirectory() as directory:
-        write(directory, options.images)
-        names = [name for name in ARMS if name not in ("stages", "waiting")]
+        print(write(directory, read_folder(options.photographs) if options.photographs else jpegs(options.images)))
         rates: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(options.rounds):
             for name in names:
                 count = options.images * (20 if name.startswith("CIFAR") else 1)
                 rates[name].append(run(name, directory, count))
                 print(f"{name}: {rates[name][-1]:,.0f} images/s", flush=True)
-        medians = {name: statistics.median(values) for name, values in rates.items()}
-        figures = {
-            "rates": rates,
-            "stages": run("stages", directory, min(options.images, 500)),
-            "waiting": run("waiting", directory, options.steps),
-        }
-    for name, median in medians.items():
-        print(f"median of {options.rounds}: {name}: {median:,.0f} images/s")
+        figures: dict[str, Any] = {"rates": rates}
+        if not options.only_cores:
+            figures["stages"] = run("stages", directory, min(options.images, 500))
+            figures["waiting"] = run("waiting", directory, options.steps)
+    report(figures, options.rounds, options.steps)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(figures, file, indent=1)
+
+
+def report(figures: dict[str, Any], rounds: int, steps: int) -> None:
+    """Print the medians and their ratios."""
+    medians = {name: statistics.median(values) for name, values in figures["rates"].items()}
+    print_cores(medians)
+    if "stages" not in figures:
+        return
+    for name in [name for name in medians if name not in CORES]:
+        print(f"median of {rounds}: {name}: {medians[name]:,.0f} images/s")
     print(f"ours over torchvision: {medians['ours'] / medians['torchvision']:.2f}")
     print(f"CIFAR, ours over torchvision: {medians['CIFAR, ours'] / medians['CIFAR, torchvision']:.2f}")
     for name, value in figures["stages"].items():
         print(f"{name}: {value:.3f} ms an image")
     waited, total = figures["waiting"]["waited"], figures["waiting"]["total"]
-    print(f"VGG-16 at 224x224, batch 8: {options.steps} steps in {total:.1f} s, {waited / total:.2%} waiting")
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(figures, file, indent=1)
+    print(f"VGG-16 at 224x224, batch 8: {steps} steps in {total:.1f} s, {waited / total:.2%} waiting")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class DataConfig:
     )
     exif: bool = True  # turn photographs by their EXIF orientation; False: leave them as torchvision does
     corrupt_images: str = "fail"  # fail: stop at an image that cannot be decoded; skip: use the next image instead
-    num_threads: int = 8  # number of threads that decode images
+    num_threads: int = 0  # threads that decode images; 0: one for each processor that the process may use
 
 
 @typing.no_type_check

@@ -39,13 +39,20 @@ VIEWS = {"pad_crop": Views(), "scale_crop": Views(16, 16, "scale_crop", (18, 30)
 
 @functools.cache
 def reference_batches(data_dir, view):
-    """Return twenty batches that the calling thread itself has streamed to one device."""
+    """Return twenty batches that the calling thread itself has read."""
     split = open_digits(data_dir, views=VIEWS[view])
-    return to_numpy(Loader(split, mesh(), resident=False, num_threads=0).train_batches(7, 200, STEPS))
+
+    def read(step):
+        read_one = split.random_view if split.random_views else lambda index, *_: split.test_view(index)
+        indices = train_indices(7, step, 200, len(split))
+        images, labels = zip(*(read_one(int(i), 7, step * 200 + row) for row, i in enumerate(indices)), strict=True)
+        return {"image": np.stack(images), "label": np.stack(labels)}
+
+    return [read(step) for step in STEPS]
 
 
 @pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("threads", [0, 1, 2])
+@pytest.mark.parametrize("threads", [0, 1, 2, 60])  # 60: a task has fewer examples
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_batches_do_not_depend_on_threads_and_devices(data_dir, view, threads, devices):
     expected = reference_batches(data_dir, view)
@@ -197,6 +204,27 @@ def test_too_many_corrupt_images_stop_the_run(tmp_path, monkeypatch):
     message = "imagenet2012/train has more than 1 corrupt images; replace them; the last one:"
     with raises_user_error(message, ".JPEG"):
         Loader(open_photographs(tmp_path), mesh(), resident=True, skip_corrupt=True)
+
+
+def test_no_steps_give_no_batches(data_dir):
+    loader = Loader(open_digits(data_dir), mesh(), resident=False)
+    assert list(loader.train_batches(7, 200, range(5, 5))) == []
+
+
+def test_a_task_of_a_thread_reads_several_examples(data_dir, monkeypatch):
+    """Grain takes 0.15 ms of the interpreter for each task, which would bound the rate over all threads."""
+    tasks = []
+    whole = pipeline.Slots.fill
+    monkeypatch.setattr(pipeline.Slots, "fill", lambda self, rows: (tasks.append(rows), whole(self, rows))[1])
+    loader = Loader(open_digits(data_dir), mesh(), resident=False, num_threads=2)
+    list(loader.train_batches(0, 64, range(3)))
+    assert len(tasks) == 3 * 64 // pipeline.ROWS_PER_TASK
+
+
+def test_automatic_threads_are_the_processors_at_hand(data_dir, monkeypatch):
+    monkeypatch.setattr(pipeline, "num_processors", lambda: 5)
+    split = open_digits(data_dir)
+    assert [Loader(split, mesh(), resident=False, num_threads=n)._num_threads for n in (0, 3)] == [5, 3]
 
 
 def test_threads_read_at_most_two_batches_ahead(data_dir, monkeypatch):

@@ -2,9 +2,9 @@
 
     python -m vgg_jax style-transfer CONTENT STYLE OUT [--weights vgg19]
 
-Adam changes the pixels until their activations at one layer match those of CONTENT, and their Gram matrices at five
-layers match those of STYLE. Gatys, Ecker and Bethge, "Image Style Transfer Using Convolutional Neural Networks",
-CVPR 2016.
+L-BFGS or Adam changes the pixels until their activations at one layer match those of CONTENT, and their Gram matrices
+at five layers match those of STYLE. Gatys, Ecker and Bethge, "Image Style Transfer Using Convolutional Neural
+Networks", CVPR 2016.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from vgg_jax.cli.network_options import add_network_options, load_network
 from vgg_jax.cli.paragraphs import Paragraphs
 from vgg_jax.data.image_files import read_image
 from vgg_jax.errors import UserError, report_mistakes
-from vgg_jax.features.style_transfer import STYLE_LAYERS, style_transfer
+from vgg_jax.features.style_transfer import OPTIMIZERS, STYLE_LAYERS, style_transfer
 from vgg_jax.runtime import configure
 
 
@@ -43,14 +43,25 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--size is {size}; expected at least {smallest}, which the max pools before "
                         f"{STYLE_LAYERS[-1]} need")  # fmt: skip
     paths = (options.content, options.style)
-    images = [read_image(path, lambda image: preprocessing.uncropped(image, size))[None] for path in paths]
-    image = style_transfer(net.model, net.variables, images[0], images[1], style_weight, steps)
+    content, style = (
+        read_image(path, lambda image: preprocessing.pixels(image, size) / np.float32(255))[None] for path in paths
+    )
+    pixels = style_transfer(
+        *(net.model, net.variables, content, style, preprocessing),
+        style_weight=style_weight,
+        steps=steps,
+        optimizer=options.optimizer,
+    )[0]
     try:
-        preprocessing.to_image(np.asarray(image[0])).save(out)
+        PIL.Image.fromarray(_drop_gray_axis((pixels * 255).round().astype(np.uint8))).save(out)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {out}: {error}; choose another file") from None
     print(out)
     return 0
+
+
+def _drop_gray_axis(pixels: np.ndarray) -> np.ndarray:
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="a pretrained network's name, a file, or a run's directory (default: %(default)s)",
     )
     parser.add_argument("--size", type=int, default=256, help="short side of both images (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=300, help="steps of Adam (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="steps of the optimizer (default: %(default)s)")
+    parser.add_argument(
+        "--optimizer", choices=OPTIMIZERS, default="lbfgs", help="lbfgs as in the paper, or adam (default: %(default)s)"
+    )
     parser.add_argument(
         "--style-weight",
         type=float,

@@ -6,7 +6,6 @@ A label is an int32 class, or float32 numbers (K,); see `data.labels`.
 import contextlib
 import dataclasses
 import functools
-import io
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -116,13 +115,10 @@ class Split:
 
         Raises:
           CorruptImageError: if the image cannot be decoded.
-          UserError: if the record cannot be read, or if the label is not one of the classes.
+          UserError: if the record cannot be read, if the label is not one of the classes, or if simplejpeg is missing.
         """
-        data, label = self._read(index)
-        with self._names_corrupt_image(index):
-            image = image_files.decode(image_files.open_file(io.BytesIO(data)), self._mode, self.views.exif)
-        resized = image_files.resize_short_side(image, self.views.resize)
-        return image_files.center_crop(resized, self.views.image_size), label
+        pixels, label = self.pixels(index)
+        return image_files.center_view(pixels, self.views.resize, self.views.image_size), label
 
     def random_view(self, index: int, seed: int, position: int) -> tuple[np.ndarray, Label]:
         """Return the training view that the host draws, and the label.

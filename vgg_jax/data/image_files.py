@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -126,6 +127,35 @@ def center_crop(image: PIL.Image.Image, size: int) -> np.ndarray:
     """Return the center of the image, (size, size, C) uint8, as `torchvision.transforms.CenterCrop`."""
     left, top = round((image.width - size) / 2.0), round((image.height - size) / 2.0)
     return to_array(image.crop((left, top, left + size, top + size)))
+
+
+def center_view(pixels: np.ndarray, short_side: int, size: int) -> np.ndarray:
+    """Return the same pixels as `center_crop` of `resize_short_side`, in less time.
+
+    Pillow resizes first horizontally, then vertically. Each pass here leaves out the rows or columns that the crop does
+    not show. (Pillow's argument `box` does not give the same pixels: it rounds the box to float32.)
+
+    Args:
+      pixels: (H, W, C) uint8.
+      short_side: short side of the resized image.
+      size: side of the crop.
+
+    Returns:
+      The center of the resized image, (size, size, C) uint8.
+    """
+    plane = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    height, width = plane.shape[:2]
+    if min(height, width) == short_side:
+        return center_crop(PIL.Image.fromarray(plane), size)
+    scaled_width, scaled_height = scaled_size((width, height), short_side)
+    left, top = round((scaled_width - size) / 2.0), round((scaled_height - size) / 2.0)
+    scale = height / scaled_height
+    reach = max(scale, 1.0) + 1  # rows of the image above and below that a row of the result depends on
+    first = max(0, math.floor(top * scale - reach))
+    last = min(height, math.ceil((top + size) * scale + reach))
+    image = PIL.Image.fromarray(plane[first:last]).resize((scaled_width, last - first), BILINEAR)
+    image = image.crop((left, -first, left + size, height - first))  # the rows left out become zeros
+    return to_array(image.resize((size, scaled_height), BILINEAR).crop((0, top, size, top + size)))
 
 
 def scaled_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:

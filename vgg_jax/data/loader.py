@@ -5,7 +5,7 @@ import contextlib
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from vgg_jax.console import Bar
 from vgg_jax.data.dataset import CorruptImageError, Split
+from vgg_jax.data.processors import num_processors
 from vgg_jax.data.resident import gather, gathered
 from vgg_jax.data.sampler import alternating_flips, train_indices
+from vgg_jax.data.slots import Slots
 from vgg_jax.errors import UserError, require
 
 Batch = dict[str, jax.Array]  # image (N, H, W, C) uint8, label (N,) int32 or (N, K) float32; in evaluation weight (N,)
@@ -25,6 +27,7 @@ Example = dict[str, Any]  # the same entries of one example, or of a part of a b
 
 RESIDENT_BYTES = 2**31  # a split up to this size is replicated on the devices
 BATCHES_AHEAD = 2  # batches placed on the devices before they are needed
+ROWS_PER_TASK = 8  # most examples of one task of a thread: Grain takes 0.15 ms of the interpreter for each task
 MAX_CORRUPT_IMAGES = 100  # that each process may skip
 
 
@@ -43,7 +46,7 @@ class Loader:
         mesh: Mesh,
         *,
         resident: bool | None = None,
-        num_threads: int = 8,
+        num_threads: int = 0,
         skip_corrupt: bool = False,
         alternating_flip: bool = False,
     ) -> None:
@@ -54,7 +57,7 @@ class Loader:
           mesh: the devices.
           resident: whether to replicate the split on the devices; by default if its views are not drawn by the host
             and take at most `RESIDENT_BYTES`.
-          num_threads: threads that read and decode; with 0, the caller's thread does.
+          num_threads: threads that read and decode; with 0, as many as the process may use processors.
           skip_corrupt: whether to skip images that cannot be decoded; otherwise they raise UserError.
           alternating_flip: whether to flip each training image horizontally in every other epoch.
 
@@ -62,7 +65,8 @@ class Loader:
           UserError: if an example of a resident split cannot be read.
         """
         self.split = split
-        self._num_threads, self._skip_corrupt, self._alternating_flip = num_threads, skip_corrupt, alternating_flip
+        self._skip_corrupt, self._alternating_flip = skip_corrupt, alternating_flip
+        self._num_threads = num_threads or num_processors()
         self._corrupt: set[int] = set()
         self._sharding = NamedSharding(mesh, P(*mesh.axis_names))
         if resident is None:
@@ -242,9 +246,9 @@ class Loader:
         slices = self._sharding.addressable_devices_indices_map((batch_size,)).values()
         rows = np.unique(np.concatenate([np.arange(batch_size)[s] for s in slices if s]))  # of this process
         ahead: collections.deque[Batch] = collections.deque()
-        positions = range(len(steps) * len(rows))
+        count = len(steps) * len(rows)
         with contextlib.closing(
-            self._read(lambda i: example(steps[i // len(rows)], int(rows[i % len(rows)])), positions, len(rows))
+            self._read(lambda i: example(steps[i // len(rows)], int(rows[i % len(rows)])), count, len(rows))
         ) as batches:
             for batch in batches:
                 ahead.append(self._place(batch, self._sharding, batch_size))
@@ -267,24 +271,28 @@ class Loader:
 
         return {name: place(array) for name, array in arrays.items()}
 
-    def _read(
-        self, example: Callable[[int], Example], positions: Sequence[int], batch_size: int
-    ) -> Generator[Example, None, None]:
-        """Yield batches of the examples at these positions; the threads read at most two batches ahead."""
+    def _read(self, example: Callable[[int], Example], count: int, batch_size: int) -> Generator[Example, None, None]:
+        """Yield batches of the examples 0 to `count` - 1; the threads read at most two batches ahead."""
         grain = require("grain", "train")
         threads = self._num_threads
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * batch_size, threads))
-        batches = iter(grain.MapDataset.source(positions).map(example).to_iter_dataset(options).batch(batch_size))
+        rows = max(1, min(ROWS_PER_TASK, 2 * batch_size // threads))  # fewer if some threads would have no task
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * batch_size // rows, threads))
+        slots, taken = Slots(example, count, batch_size), 0
+        tasks = grain.MapDataset.range(0, count, rows).map(lambda i: slots.fill(range(i, min(i + rows, count))))
+        ends = iter(tasks.to_iter_dataset(options))
         try:
-            yield from batches
+            for end in ends:  # in order
+                while (taken + 1) * batch_size <= end or taken * batch_size < end == count:
+                    yield slots.take(taken)
+                    taken += 1
         finally:
-            batches.close()
+            ends.close()
 
     def _read_all(self) -> Example:
         n = len(self.split)
         chunks = []
         with Bar(f"reading {self.split.name}", n, "examples") as bar:
-            for examples in self._read(self._weighted, range(n), 256):
+            for examples in self._read(self._weighted, n, 256):
                 chunks.append(examples)
                 bar.update(len(examples["label"]))
         return {key: np.concatenate([c[key] for c in chunks]) for key in chunks[0]}

@@ -65,7 +65,11 @@ class Preprocessing:
 
     def resized(self, image: PIL.Image.Image, resize: int) -> np.ndarray:
         """Return what `uncropped` normalizes, (H, W, C) uint8."""
-        return self._order(to_array(self._resized(image, resize)))
+        return self._order(self.pixels(image, resize))
+
+    def pixels(self, image: PIL.Image.Image, resize: int) -> np.ndarray:
+        """Return the whole image with its short side resized to `resize`, (H, W, C) uint8, RGB or gray."""
+        return to_array(self._resized(image, resize))
 
     def to_image(self, array: np.ndarray) -> PIL.Image.Image:
         """Return the image of a network's input (H, W, C): the inverse, rounded and clipped to uint8."""
