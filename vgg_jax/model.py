@@ -4,11 +4,10 @@ Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image 
 (arXiv:1409.1556). The initialization and batch norm follow torchvision.
 """
 
-import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vgg_jax.ops.conv3x3 import Conv1x1, Conv3x3
 from vgg_jax.ops.dense import Dense
 from vgg_jax.ops.geometry import PIXEL, Geometry
-from vgg_jax.ops.normalization import BatchNorm, local_response_norm
-from vgg_jax.ops.pooling import adaptive_pool, average_pool_2x2, enlarge, max_pool, plain_max_pool, square_windows
+from vgg_jax.ops.layers import FAST as FAST
+from vgg_jax.ops.layers import PLAIN as PLAIN
+from vgg_jax.ops.layers import Layers as Layers
+from vgg_jax.ops.normalization import local_response_norm
+from vgg_jax.ops.pooling import adaptive_pool, average_pool_2x2, enlarge, square_windows
 from vgg_jax.ops.precision import PRECISIONS, of_network
 from vgg_jax.ops.sizes import surely
 from vgg_jax.runtime import apply_defaults
@@ -57,40 +58,6 @@ class Layer(NamedTuple):
     name: str  # conv3_1, as in the paper
     features: int = 0  # output channels of a convolution or dense layer
     kernel_size: int = 0  # side of the kernel; of a dense layer as a convolution: 7 for fc6, 1 for fc7 and fc8
-
-
-@dataclasses.dataclass(frozen=True)
-class Layers:
-    """The implementations of a network's layers.
-
-    `model.clone(layers=dataclasses.replace(FAST, norm=...))` replaces one of them. Use a class or function at the top
-    level of a module, so that networks with equal fields are equal: `jax.jit` then does not trace again.
-
-    Attributes:
-      conv: called as
-        conv(features, kernel_size, kernel_init=..., dtype=..., param_dtype=..., precision=..., name=...)(x).
-      norm: called as norm(dtype=..., param_dtype=..., name=...)(x, use_running_average=...), with groups=... if
-        `batch_norm_groups` is more than 1.
-      pool: called as pool(x), the 2x2 max pool of stride 2.
-      dense: called as dense(features, kernel_init=..., dtype=..., param_dtype=..., precision=..., name=...)(x).
-      relu: called as relu(x).
-    """
-
-    conv: Callable[..., Callable[..., jax.Array]]
-    norm: Callable[..., Callable[..., jax.Array]]
-    pool: Callable[[jax.Array], jax.Array]
-    dense: Callable[..., Callable[..., jax.Array]]
-    relu: Callable[[jax.Array], jax.Array] = nn.relu
-
-
-def _fast_conv(features: int, kernel_size: tuple[int, int], **options: Any) -> Callable[..., jax.Array]:
-    return (Conv3x3 if kernel_size == (3, 3) else Conv1x1)(features, **options)
-
-
-# FAST has the operations of vgg_jax.ops, which are faster on a CPU. PLAIN has those of Flax, which compile faster. Both
-# give the same results and derivatives up to rounding.
-FAST = Layers(conv=_fast_conv, norm=BatchNorm, pool=max_pool, dense=Dense)
-PLAIN = Layers(conv=nn.Conv, norm=BatchNorm, pool=plain_max_pool, dense=nn.Dense)
 
 
 class VGG(nn.Module):

@@ -149,7 +149,11 @@ def _gradients_by_xla(
         gradient: jax.Array = dx
         return gradient
 
-    parts = (input_gradient, lambda: _kernel_gradient_by_xla(x, dy, **params), lambda: dy.sum((0, 1, 2)))
+    parts: tuple[Callable[[], jax.Array], ...] = (
+        input_gradient,
+        lambda: _kernel_gradient_by_xla(x, dy, **params),
+        lambda: dy.sum((0, 1, 2)),
+    )
     return [part() for part, is_wanted in zip(parts, wanted, strict=True) if is_wanted]
 
 

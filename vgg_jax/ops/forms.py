@@ -17,10 +17,10 @@ class Choice(NamedTuple):
     tpu: str
 
 
-# The choices for CPUs are measured. Those for GPUs and TPUs follow from how their compilers lower each form.
+# The choices for CPUs and GPUs are measured. Those for TPUs follow from how their compiler lowers each form.
 CHOICES = {
     "batch_norm": Choice(cpu="two_passes", gpu="maps", tpu="maps"),
-    "max_pool": Choice(cpu="slices", gpu="slices", tpu="window"),
+    "max_pool": Choice(cpu="slices", gpu="reshape", tpu="window"),
     "random_crop": Choice(cpu="slices", gpu="slices", tpu="products"),
     "finite": Choice(cpu="product", gpu="stacked", tpu="stacked"),
 }

@@ -12,8 +12,8 @@ import numpy as np
 from vgg_jax.console import note
 from vgg_jax.errors import UserError
 from vgg_jax.model import COLUMNS, VGG
-from vgg_jax.weights.blocks import copy_blocks
 from vgg_jax.weights.cleaning import ends_before_the_classes, has_timm_head, timm_names, torchvision_names
+from vgg_jax.weights.transposed_copy import copy_blocks
 
 Variables = dict[str, Any]
 
