@@ -1,6 +1,7 @@
 """Orbax's manager of a directory of checkpoints: which ones it keeps, and the checksums beside the arrays."""
 
 import dataclasses
+import inspect
 from typing import Any
 
 import jax
@@ -90,9 +91,14 @@ def make_handler() -> Handler:
 
 
 def _array_handlers() -> Any:
-    """Return Orbax's array handlers without their copy of arrays on the host, which are a `HostCopy` already."""
+    """Return Orbax's array handlers without their copy of arrays on the host, which are a `HostCopy` already.
+
+    The handlers of some versions of Orbax do not have this option.
+    """
     types = ocp.type_handlers
+    has_option = "deepcopy_host_arrays" in inspect.signature(types.NumpyHandler).parameters
+    on_host = types.NumpyHandler(deepcopy_host_arrays=False) if has_option else types.NumpyHandler()
     return types.create_type_handler_registry(
-        (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
+        (np.ndarray, on_host),
         (jax.Array, types.get_type_handler(jax.Array)),
     )
