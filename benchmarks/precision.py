@@ -63,6 +63,7 @@ def simulated(mantissa_bits: int, parts: int) -> Layers:
         conv=functools.partial(nn.Conv, conv_general_dilated=of(jax.lax.conv_general_dilated)),
         norm=FAST.norm,
         pool=FAST.pool,
+        relu=FAST.relu,
         dense=functools.partial(nn.Dense, dot_general=of(jax.lax.dot_general)),
     )
 

@@ -48,7 +48,9 @@ def test_second_run_of_a_program_takes_no_new_pages():
 
 
 def test_allocator_is_unchanged_with_an_accelerator(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [f"a plug-in of {group}"])
+    keep_freed_memory.cache_clear()
     assert not keep_freed_memory()
 
 

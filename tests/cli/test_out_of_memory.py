@@ -47,18 +47,18 @@ sys.exit(train.main())
 """
 PREDICT = """
 import sys
-import jax
 from vgg_jax.cli import predict
-from vgg_jax.network import Network
+from vgg_jax.evaluation.programs import CompiledAhead
 
-def limited(network):
-    def logits(variables, images):
-        compiled = jax.jit(network.model.apply).lower(variables, images).compile()
-        limit()
-        return compiled(variables, images)
-    return logits
+program_of = CompiledAhead.program_of
 
-Network._logits = Network._plain_logits = property(limited)
+def limited(ahead, network):
+    program = program_of(ahead, network)
+    assert program is not None
+    limit()
+    return program
+
+CompiledAhead.program_of = limited
 sys.exit(predict.main(sys.argv[1:]))
 """
 

@@ -164,6 +164,7 @@ def test_targets_are_cached_and_shapes_are_free(single):
     assert distance(first, second, spatial=True).shape == (4, 32, 40)
 
 
+@pytest.mark.slow  # the full network
 def test_rematerialization_halves_the_residuals(single):
     """The gradient is the same; arrays kept for the backward pass at 64x64 are at most half."""
     from jax._src.ad_checkpoint import saved_residuals  # print_saved_residuals only prints

@@ -46,6 +46,11 @@ def config(data_dir):
     )
 
 
+# The networks compute in float64, but the schedule and the normalized images are float32. If XLA:CPU fuses them in
+# another way, last bits differ: up to 1e-8 was seen. A missing or repeated step changes the loss by more than 1e-3.
+ROUNDING = 1e-7
+
+
 def train(config, workdir, stop=None, **changes):
     """Train, stop by SIGTERM after a step if one is given, and return the numbers of steps of the programs."""
     taken = []
@@ -80,9 +85,8 @@ def assert_same(workdir, single, rtol=0.0):
     for line, expected in zip(recorded(workdir), recorded(single), strict=True):
         assert line.keys() == expected.keys()
         for name, value in line.items():
-            assert (
-                value == expected[name] if name == "kind" else value == pytest.approx(expected[name], rel=rtol, abs=0)
-            )
+            same = value == (expected[name] if name == "kind" else pytest.approx(expected[name], rel=rtol, abs=0))
+            assert same, (name, value, expected)
     expected = saved_arrays(single)
     for name, array in saved_arrays(workdir).items():
         np.testing.assert_allclose(array, expected[name], rtol=rtol, atol=rtol, err_msg=name)
@@ -98,7 +102,7 @@ def in_blocks(config, tmp_path_factory):
 
 def test_blocks_equal_single_steps(single, in_blocks):
     """Reports, evaluations and saves come after the same steps. XLA:CPU fuses other operations, so bits may differ."""
-    assert_same(in_blocks, single, 1e-12)
+    assert_same(in_blocks, single, ROUNDING)
 
 
 @pytest.mark.slow
@@ -108,7 +112,7 @@ def test_blocks_equal_single_steps(single, in_blocks):
 )
 def test_blocks_of_any_length_equal_single_steps(length, programs, config, single, tmp_path):
     assert train(config, tmp_path / "run", steps_per_dispatch=length) == programs
-    assert_same(tmp_path / "run", single, 1e-12)
+    assert_same(tmp_path / "run", single, ROUNDING)
 
 
 def test_signal_within_a_block_stops_after_it(config, in_blocks, tmp_path, capsys):

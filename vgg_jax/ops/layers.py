@@ -34,14 +34,19 @@ class Layers:
     norm: Callable[..., Callable[..., jax.Array]]
     pool: Callable[[jax.Array], jax.Array]
     dense: Callable[..., Callable[..., jax.Array]]
-    relu: Callable[[jax.Array], jax.Array] = nn.relu
+    relu: Callable[[jax.Array], jax.Array]
 
 
 def _fast_conv(features: int, kernel_size: tuple[int, int], **options: Any) -> Callable[..., jax.Array]:
     return (Conv3x3 if kernel_size == (3, 3) else Conv1x1)(features, **options)
 
 
+def _relu(x: jax.Array) -> jax.Array:  # a function of this module, because nn.relu cannot be pickled
+    y: jax.Array = nn.relu(x)
+    return y
+
+
 # FAST has the operations of vgg_jax.ops, which are faster on a CPU. PLAIN has those of Flax, which compile faster. Both
 # give the same results and derivatives up to rounding.
-FAST = Layers(conv=_fast_conv, norm=BatchNorm, pool=max_pool, dense=Dense)
-PLAIN = Layers(conv=nn.Conv, norm=BatchNorm, pool=plain_max_pool, dense=nn.Dense)
+FAST = Layers(conv=_fast_conv, norm=BatchNorm, pool=max_pool, dense=Dense, relu=_relu)
+PLAIN = Layers(conv=nn.Conv, norm=BatchNorm, pool=plain_max_pool, dense=nn.Dense, relu=_relu)

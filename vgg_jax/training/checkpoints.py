@@ -89,7 +89,8 @@ class Checkpoints:
         if step == self.latest_step:
             return
         self.check(wait=True)  # the last save reads the host copy that this save overwrites
-        tree = _arrays(state)
+        # `TrainState.create` of Flax starts with an int as the step.
+        tree = jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, int) else leaf, _arrays(state))
         shapes = {name: list(leaf.shape) for name, leaf in named_leaves(tree).items()}
         if jax.process_count() == 1:
             tree = self._host_copy.update(tree)
@@ -183,7 +184,7 @@ class Checkpoints:
 
     def _check_shapes(self, tree: Any) -> None:
         saved = read_metadata(self._path(self.latest_step))["shapes"]
-        self._compare(saved, {name: list(leaf.shape) for name, leaf in named_leaves(tree).items()})
+        self._compare(saved, {name: list(np.shape(leaf)) for name, leaf in named_leaves(tree).items()})
 
     def _check_dtypes(self, tree: Any, checkpointer: ocp.Checkpointer) -> None:
         path = os.path.join(self._path(self.latest_step), "default")

@@ -53,7 +53,7 @@ def build(config: Config, mesh: Mesh) -> Run:
         plateau=plateau,
         ema_decay=config.optimizer.ema_decay,
     )
-    init_key, step_key = _keys(config.seed, mesh)
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(init, init_key)
     shardings, replicated = state_shardings(shapes, mesh, config.shard_head), NamedSharding(mesh, P())
     jit = functools.partial(jax.jit, compiler_options=compiler_options())
@@ -74,15 +74,8 @@ def build(config: Config, mesh: Mesh) -> Run:
     )
     return Run(
         *(config, mesh, train_split, eval_split, model, make_rate(config, len(train_split)), plateau, init, init_key),
-        *(step_key, shapes, shardings, jit_train_step, jit_train_steps, jit_eval_step),
+        *(jax.device_put(step_key, replicated), shapes, shardings, jit_train_step, jit_train_steps, jit_eval_step),
     )
-
-
-def _keys(seed: int, mesh: Mesh) -> jax.Array:
-    """Return the keys of the initialization and of the steps; a key on one device would be copied in every step."""
-    split = jax.jit(lambda: jax.random.split(jax.random.key(seed)), out_shardings=NamedSharding(mesh, P()))
-    keys: jax.Array = split()
-    return keys
 
 
 def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allow_changes: bool = False) -> int:
