@@ -43,7 +43,17 @@ def test_readme_snippets_run(readme):
     assert len(readme[0]["predictions"][0].names) == 5
 
 
-@pytest.mark.parametrize("name", [name for name, text in PAGES.items() if snippets(text)])
+LONG_PAGES = ("explaining.md", "performance.md")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LONG_PAGES else ())
+        for name, text in PAGES.items()
+        if snippets(text)
+    ],
+)
 def test_page_snippets_run(name, readme, monkeypatch):
     monkeypatch.chdir(readme[1])
     text = PAGES[name]

@@ -101,6 +101,7 @@ def test_all_protocols_work_on_shipped_configurations(path, tmp_path, capsys):
         assert result.test_scales == (smallest if "multi" in protocol else (size,))
 
 
+@pytest.mark.slow
 def test_run_with_flip_and_average_has_its_own_figure(data_dir, tmp_path, capsys):
     """Flipped digits are other shapes, so the flip changes the figure."""
     config = Config(

@@ -26,6 +26,7 @@ def interrupt(arguments, after):
     return process.returncode, stderr
 
 
+@pytest.mark.slow
 def test_interrupted_epoch_of_imagenet_resumes(tmp_path):
     """The first run is interrupted between two steps; the second one finishes."""
     imagenet_dir = prepare_imagenet(tmp_path / "tfds")

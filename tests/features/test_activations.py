@@ -116,6 +116,7 @@ def test_perceptual_distance_needs_weights(layers, variables, images, without_ja
         perceptual_distance(MODEL, variables, images, images, layers)
 
 
+@pytest.mark.slow
 def test_perceptual_distance_and_its_gradient(variables, images):
     others = images + 0.1 * jax.random.normal(jax.random.key(2), images.shape)
     weights = {"relu1_1": 2.0, "fc6": 0.5}

@@ -47,6 +47,7 @@ def test_distances_equal_those_of_dists_pytorch(network, reference, size):  # no
     np.testing.assert_allclose(gradient, theirs, rtol=0, atol=1e-8 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_for_equal_and_black_images(network):  # noqa: F811 - the fixture
     model, variables = network
     model = model.clone(dtype=jnp.float32, param_dtype=jnp.float32)

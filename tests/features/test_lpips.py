@@ -85,6 +85,7 @@ def test_distances_equal_those_of_the_package(network, reference, version, spati
         np.testing.assert_allclose(found, expected if spatial else expected[:, 0, 0], rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_gradients_equal_those_of_the_package(network, reference):
     """Equal to 1e-8 in float64, relative to the largest."""
     model, variables = network
@@ -149,6 +150,7 @@ def test_bfloat16_keeps_values_and_order(single):
             assert (exact[i] < exact[j]) == (rough[i] < rough[j])
 
 
+@pytest.mark.slow
 def test_targets_are_cached_and_shapes_are_free(single):
     """A cached target, a batch of two axes, no batch axis and vmap give the same numbers as pairs of images."""
     model, variables = single

@@ -290,6 +290,7 @@ print(jax.device_count(), vgg_jax.load(sys.argv[1]).model.depth)
     assert_equal(variables, jax.device_get(state.variables))
 
 
+@pytest.mark.slow
 def test_transfer_from_a_run(data_dir, tmp_path, narrow):
     """A run on the digits 5 to 9 starts from one on 0 to 4, resumes without the source, and is loaded."""
     source, workdir = tmp_path / "source", tmp_path / "transfer"

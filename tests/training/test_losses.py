@@ -150,6 +150,7 @@ def evaluated(workdir, split):
     return np.asarray(loaded.model.apply(loaded.variables, images)), np.stack(labels), loaded
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("narrow")
 def test_run_with_several_labels_learns_and_reports_accuracy(several, tmp_path):
     config = shapes_config(several, "halves", "sigmoid")

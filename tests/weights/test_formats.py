@@ -191,7 +191,7 @@ def published_layout(network, path):
                 group[name] = weight
 
 
-@pytest.mark.parametrize("layout", ["published", "keras3"])
+@pytest.mark.parametrize("layout", ["published", pytest.param("keras3", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("depth", [16, pytest.param(19, marks=pytest.mark.slow)])
 def test_keras_files_give_keras_logits(depth, layout, keras, tmp_path):
     keras.utils.set_random_seed(0)

@@ -20,7 +20,7 @@ from vgg_jax.training.rate import make_rate
 from vgg_jax.training.run import Run
 from vgg_jax.training.run_directory import keep_num_classes, resolve_dtype
 from vgg_jax.training.session import open_session
-from vgg_jax.training.sharding import make_mesh, state_shardings, with_sharded_head
+from vgg_jax.training.sharding import make_mesh, replicate, state_shardings, with_sharded_head
 from vgg_jax.training.state import create_train_state
 from vgg_jax.training.step import eval_step, train_step
 from vgg_jax.training.validation import check_data, create_model
@@ -74,7 +74,7 @@ def build(config: Config, mesh: Mesh) -> Run:
     )
     return Run(
         *(config, mesh, train_split, eval_split, model, make_rate(config, len(train_split)), plateau, init, init_key),
-        *(jax.device_put(step_key, replicated), shapes, shardings, jit_train_step, jit_train_steps, jit_eval_step),
+        *(replicate(step_key, mesh), shapes, shardings, jit_train_step, jit_train_steps, jit_eval_step),
     )
 
 

@@ -52,3 +52,13 @@ def with_sharding(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Sh
 def with_sharded_head(model: VGG, mesh: Mesh) -> VGG:
     """Return the network with inputs of its dense layers sharded like the rows of their kernels."""
     return model.clone(head_sharding=NamedSharding(mesh, P(None, AXIS)))
+
+
+def replicate(key: jax.Array, mesh: Mesh) -> jax.Array:
+    """Return the key on all devices of the mesh. A key on one device would be copied to the others in every step."""
+    sharding = NamedSharding(mesh, P())
+    if jax.process_count() == 1:
+        replicated: jax.Array = jax.device_put(key, sharding)
+    else:  # device_put refuses the devices of other processes
+        replicated = jax.jit(lambda key: key, out_shardings=sharding)(key)
+    return replicated
