@@ -41,7 +41,7 @@ def run(folder, narrow, monkeypatch, capsys):
 
 @pytest.mark.parametrize("method", command.CAPTIONS)
 def test_picture_has_the_image_and_the_explanation(method, run, folder):
-    """Every method writes two panels of the same size, of which the left one is the network's view."""
+    """Every method writes two panels of the same size. The left one is the network's view."""
     assert run("--method", method, "--class", "3") == (0, [])
     with PIL.Image.open(folder / "out.png") as out, PIL.Image.open(folder / "image.png") as image:
         view = Preprocessing(60, 56).to_image(Preprocessing(60, 56)(image)).resize((320, 320), 3)

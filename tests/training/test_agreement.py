@@ -1,4 +1,4 @@
-"""Two real processes that disagree, or of which one fails: both end with one line, and nothing is written."""
+"""Two real processes that disagree, or one that fails: both end with one line, and nothing is written."""
 
 import shutil
 import socket
@@ -17,7 +17,7 @@ from vgg_jax.training import agreement
 from vgg_jax.training.agreement import exchange, require_equal
 from vgg_jax.training.checkpoints import Checkpoints
 
-# Join two processes, then compare several things in turn, each of which differs in one of the processes.
+# Join two processes, then compare several things in turn. Each differs in one of the processes.
 COMPARISONS = """
 import dataclasses, sys
 import jax

@@ -14,7 +14,7 @@ CELLS = 8  # Sizes are first grouped in cells of an eighth of the short side, be
 
 
 def choose_buckets(sizes: Iterable[Size], most: int = MOST_BUCKETS) -> list[Size]:
-    """Return few shapes, one of which holds each image, with little padding.
+    """Return few shapes, so that each image fits into one of them with little padding.
 
     Begins with a bucket for each cell of sizes, and merges the two buckets whose merging adds the fewest pixels of
     padding, until there are `most` buckets and each saves at least `LEAST_SAVING` pixels.

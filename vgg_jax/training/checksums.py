@@ -109,7 +109,7 @@ def problem_of(path: str, tree: Any) -> str | None:
 
     Args:
       path: the directory of the checkpoint.
-      tree: its arrays, on the host or on the devices of all processes, all of which call this.
+      tree: its arrays, on the host or on the devices of all processes. All processes call this.
     """
     saved = read_sums(path)
     if saved is None:

@@ -107,7 +107,7 @@ def restore(run: Run, checkpoints: Checkpoints, workdir: str) -> tuple[TrainStat
 
     Args:
       run: the run, built from the present configuration.
-      checkpoints: the checkpoints of the run, of which there is at least one. They stay unchanged.
+      checkpoints: the checkpoints of the run, at least one. They stay unchanged.
       workdir: the directory of the run.
 
     Returns:
