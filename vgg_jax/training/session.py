@@ -5,8 +5,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from vgg_jax.training.chance import diagnosis
 from vgg_jax.training.checkpoints import Checkpoints, saved_steps
 from vgg_jax.training.class_names import carried
 from vgg_jax.training.comparison import compare_checkpoints, compare_start
+from vgg_jax.training.compilation import Compilation, Programs
 from vgg_jax.training.initialization import source_variables
 from vgg_jax.training.memory import explains_out_of_memory, run_memory
 from vgg_jax.training.metric_writer import MetricWriter, NoMetricWriter, format_metric
@@ -48,8 +48,7 @@ class Session:
     state: TrainState
     progress: Progress
     blocks: Iterator[tuple[range, Any]]  # the steps of a program, and its inputs
-    compiled_train_steps: dict[int, jax.stages.Compiled]  # by the number of steps
-    compiled_eval_step: jax.stages.Compiled
+    programs: Programs
     averages: MetricAverages
     checkpoints: Checkpoints
     writer: MetricWriter | NoMetricWriter
@@ -61,7 +60,7 @@ class Session:
         """Advance the state by the steps of one program, and wait for the save that has to be complete by now."""
         self.profile.before(steps[0])
         with jax.profiler.StepTraceAnnotation("train", step_num=steps[-1]):
-            self.state, metrics = self.compiled_train_steps[len(steps)](self.state, inputs, self.run.step_key)
+            self.state, metrics = self.programs.train_steps[len(steps)](self.state, inputs, self.run.step_key)
         # On a CPU, a step dispatched early allocates its temporary memory early, and the cores are busy anyway.
         if jax.default_backend() == "cpu":
             jax.block_until_ready((self.state, metrics))
@@ -87,7 +86,7 @@ class Session:
         """Evaluate the state, report the result, and update the plateau schedule with it."""
         return_freed_memory()
         batches = self.writer.eval_batches(step, self.run.eval_loader, self.run.config.eval_batch_size)
-        evaluation = evaluate(functools.partial(self.compiled_eval_step, self.state), batches)
+        evaluation = evaluate(functools.partial(self.programs.eval_step, self.state), batches)
         return_freed_memory()
         self.writer.evaluation(step, evaluation)
         if self.run.config.loss == "softmax" and self.progress.is_first_evaluation(step):
@@ -163,6 +162,10 @@ def open_session(
     stack.callback(profile.close)
     write_config()
     checkpoints.open()
+    length = _block_length(run)
+    lengths = progress.lengths(length, profile.bounds)
+    with working("lowering the steps of training and evaluation"):
+        compilation = Compilation(run, lengths)
     if state is None:
         with working("initializing the network"):
             state = run.new_state(source)
@@ -175,23 +178,30 @@ def open_session(
     stack.callback(writer.release)  # before a message about the end of the run
     queue = 1 if jax.default_backend() == "cpu" else QUEUE
     averages = MetricAverages(checked_tensors(state), config.max_skipped_steps, saved, config.metric, queue)
-    length = _block_length(run)
-    blocks, same_blocks = itertools.tee(progress.blocks(length, profile.bounds))
-    order = config.seed, config.step_size, range(start + progress.offset, run.num_steps), config.accumulation_steps
-    read = run.train_loader.train_inputs(*order, lengths=map(len, same_blocks))
-    stack.enter_context(contextlib.closing(read))
+    blocks = _start_reading(run, progress, length, profile.bounds, stack)
     stack.enter_context(_names_last_good(checkpoints))
-    lengths = progress.lengths(length, profile.bounds)
-    inputs, compiled_train_steps, compiled_eval_step = _compile(run, state, read, lengths)
+    with working("compiling the steps of training and evaluation"):
+        programs = compilation.result()
     stop.await_them()
     return_freed_memory()
-    if memory := run_memory(compiled_train_steps[max(lengths)], compiled_eval_step, state):
+    if memory := run_memory(programs.train_steps[max(lengths)], programs.eval_step, state):
         writer.memory(start, memory)
         needed.update(memory)
-    return Session(
-        *(run, workdir, state, progress, zip(blocks, inputs, strict=False), compiled_train_steps, compiled_eval_step),
-        *(averages, checkpoints, writer, stop, profile),
-    )
+    return Session(run, workdir, state, progress, blocks, programs, averages, checkpoints, writer, stop, profile)
+
+
+def _start_reading(
+    run: Run, progress: Progress, length: int, bounds: Collection[int], stack: contextlib.ExitStack
+) -> Iterator[tuple[range, Any]]:
+    """Read the first inputs, and return the steps of each program with its inputs."""
+    blocks, same_blocks = itertools.tee(progress.blocks(length, bounds))
+    steps = range(progress.start + progress.offset, run.num_steps)
+    order = run.config.seed, run.config.step_size, steps, run.config.accumulation_steps
+    read = run.train_loader.train_inputs(*order, lengths=map(len, same_blocks))
+    stack.enter_context(contextlib.closing(read))
+    with working("reading the first batch"):
+        inputs = itertools.chain(iter([next(read)]), read)  # the iterator of a list forgets the list at its end
+    return zip(blocks, inputs, strict=False)
 
 
 def _open_writer(run: Run, workdir: str, progress: Progress) -> MetricWriter | NoMetricWriter:
@@ -235,23 +245,6 @@ def _describe(run: Run, summary: bool) -> None:
     parameters = f"{count:,} parameters" + (f", of which {trained:,} train," if trained < count else "")
     device = run.mesh.devices.flat[0].device_kind
     log(f"VGG-{run.model.depth} with {parameters} on {run.mesh.size} {device} device(s)")
-
-
-def _compile(
-    run: Run, state: TrainState, inputs: Iterator[Any], lengths: set[int]
-) -> tuple[Iterator[Any], dict[int, jax.stages.Compiled], jax.stages.Compiled]:
-    """Return all inputs, and the programs of training by their steps and of evaluation, compiled by several threads."""
-    with working("reading the first batch"):
-        first = next(inputs)  # a local variable: the batch would otherwise live as long as the run
-    eval_batch = run.eval_loader.eval_shapes(run.config.eval_batch_size)
-    with working("compiling the steps of training and evaluation"), ThreadPoolExecutor() as threads:
-        lowered = [run.eval_step.lower(state, eval_batch)]
-        for length in lengths:
-            function = run.train_step if length == 1 else run.train_steps
-            shapes = run.train_loader.with_length(first, length)
-            lowered.append(function.lower(state, shapes, run.step_key))
-        compiled_eval_step, *compiled = threads.map(jax.stages.Lowered.compile, lowered)
-    return itertools.chain([first], inputs), dict(zip(lengths, compiled, strict=True)), compiled_eval_step
 
 
 @contextlib.contextmanager
