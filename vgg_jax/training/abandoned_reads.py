@@ -5,6 +5,9 @@ import logging
 import sys
 from typing import Any
 
+# In messages of Orbax and TensorStore. A read that is waiting when its loop is closed ends with the second one.
+OF_READS = ("tensorstore_spec", "Encountered error while reading array index")
+
 
 @functools.cache
 def silence_abandoned_reads() -> None:
@@ -25,4 +28,4 @@ def silence_abandoned_reads() -> None:
 
 
 def _is_abandoned(error: BaseException | None) -> bool:
-    return str(error) == "Event loop is closed" or "tensorstore_spec" in str(error)
+    return str(error) == "Event loop is closed" or any(text in str(error) for text in OF_READS)
