@@ -59,7 +59,10 @@ def test_shipped_configs_are_valid_and_documented(path):
         ("optimizer.decayed", "weights", "config.optimizer.decayed is 'weights'; expected one of all, kernels"),
         ("optimizer.ema_decay", 1.0, "config.optimizer.ema_decay is 1.0; expected at least 0 and below 1"),
         ("optimizer.reference_batch_size", -1, "config.optimizer.reference_batch_size is -1; expected 0 or more"),
-        ("optimizer.schedule", "linear", "'linear'; expected one of constant, step, cosine"),
+        ("optimizer.schedule", "poly", "'poly'; expected one of constant, step, cosine, linear, plateau"),
+        ("data.pad_mode", "edge", "config.data.pad_mode is 'edge'; expected one of zeros, reflect"),
+        ("data.cutout", 33, "config.data.cutout is 33; expected 0 up to config.data.image_size, 32"),
+        ("data.cutout", -1, "config.data.cutout is -1; expected 0 up to config.data.image_size, 32"),
     ],
 )
 def test_wrong_value_is_reported(name, value, line):

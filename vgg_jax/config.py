@@ -14,9 +14,10 @@ import typing
 from typing import Any
 
 OPTIMIZERS = ("sgd", "adam")
-SCHEDULES = ("constant", "step", "cosine", "plateau")
+SCHEDULES = ("constant", "step", "cosine", "linear", "plateau")
 DECAYED = ("all", "kernels")
 TRAIN_VIEWS = ("pad_crop", "random_resized_crop", "scale_crop")
+PAD_MODES = ("zeros", "reflect")
 CORRUPT_IMAGES = ("fail", "skip")
 LOSSES = {"softmax": "softmax", "sigmoid": "sigmoid", "squared_error": "values"}  # to what the outputs mean
 STATISTICS = ("global", "device")
@@ -60,7 +61,9 @@ class DataConfig:
     image_size: int = 32  # side of the square input in pixels
     resize: int = 32  # short side of the test view in pixels, before its center crop of image_size
     train_view: str = "pad_crop"  # pad_crop, of the test view; random_resized_crop; scale_crop, as in the paper
-    pad: int = 4  # zero padding of pad_crop in pixels on each side
+    pad: int = 4  # padding of pad_crop in pixels on each side
+    pad_mode: str = "zeros"  # pixels of that padding: zeros (black), or reflect (the image reflected at its edge)
+    cutout: int = 0  # side of a random square of each training image that is hidden, in pixels; 0: no square
     train_scale: tuple[int, ...] = (256, 512)  # smallest and largest short side S of scale_crop in pixels
     flip: bool = True  # horizontal flip of half of the training images
     alternating_flip: bool = False  # horizontal flip of each image in every other epoch, not at random; needs flip
@@ -91,7 +94,7 @@ class OptimizerConfig:
     weight_decay: float = 5e-4  # weight decay, added to the gradient as in PyTorch
     decayed: str = "all"  # parameters that decay: all, or kernels (neither biases nor batch norm)
     clip_norm: float = 0.0  # largest global norm of the gradient; larger gradients are scaled down; 0: no clipping
-    schedule: str = "cosine"  # learning rate: constant, step, cosine (to zero) or plateau
+    schedule: str = "cosine"  # learning rate: constant, step, cosine or linear (both to zero), plateau
     step_epochs: tuple[float, ...] = ()  # epochs at which the step schedule multiplies the rate by step_factor
     step_factor: float = 0.1  # factor of the step and plateau schedules
     plateau_patience: int = 5  # evaluations without a better accuracy (or rmse) after which plateau reduces the rate
@@ -267,6 +270,11 @@ def _data_checks(data: DataConfig) -> list[Check]:
         ("data.resize", data.resize >= data.image_size, f"at least config.data.image_size, {data.image_size}"),
         ("data.train_view", data.train_view in TRAIN_VIEWS, f"one of {', '.join(TRAIN_VIEWS)}"),
         ("data.pad", data.pad >= 0, "0 or more"),
+        ("data.pad_mode", data.pad_mode in PAD_MODES, f"one of {', '.join(PAD_MODES)}"),
+        ("data.pad", data.pad_mode != "reflect" or data.pad < max(data.image_size, 1),
+         f"below config.data.image_size, {data.image_size}, for config.data.pad_mode=reflect"),
+        ("data.cutout", 0 <= data.cutout <= max(data.image_size, 0),
+         f"0 up to config.data.image_size, {data.image_size}"),
         ("data.std", all(s > 0 for s in data.std), "more than 0 for each channel"),
         ("data.mean", len(data.mean) == len(data.std), f"as many channels as config.data.std, {len(data.std)}"),
         ("data.train_scale", rises or data.train_view != "scale_crop",

@@ -71,9 +71,9 @@ def test_device_leaves_alternating_flips_to_the_loader():
 
 
 def test_augmentation_has_the_constants_of_the_configuration():
-    data = DataConfig(color_shift=0.1)
+    data = DataConfig(color_shift=0.1, pad_mode="reflect", cutout=8)
     augmentation = inputs.augmentation(data)
-    for name in ("mean", "std", "color_shift", "color_eigenvalues", "color_eigenvectors"):
+    for name in ("mean", "std", "pad_mode", "cutout", "color_shift", "color_eigenvalues", "color_eigenvectors"):
         assert getattr(augmentation, name) == getattr(data, name)
     defaults = inputs.Augmentation(mean=(0.0,), std=(1.0,))
     assert defaults.color_eigenvalues == data.color_eigenvalues

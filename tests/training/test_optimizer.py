@@ -23,7 +23,7 @@ def schedule_of(config):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("clip_norm", [0.0, 3.0])
-@pytest.mark.parametrize("schedule", ["constant", "step", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "linear"])
 def test_sgd_steps_equal_pytorch(schedule, clip_norm, nesterov, x64):
     """A noisy quadratic function: parameters and learning rates after every step."""
     config = OptimizerConfig(
@@ -45,6 +45,7 @@ def test_sgd_steps_equal_pytorch(schedule, clip_norm, nesterov, x64):
         "constant": lambda: torch.optim.lr_scheduler.ConstantLR(reference, factor=1.0),
         "step": lambda: torch.optim.lr_scheduler.MultiStepLR(reference, [20, 35], gamma=0.1),
         "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(reference, STEPS),
+        "linear": lambda: torch.optim.lr_scheduler.LinearLR(reference, 1.0, 0.0, STEPS),
     }[schedule]()
 
     params = jnp.asarray(start)

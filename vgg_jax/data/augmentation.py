@@ -28,7 +28,9 @@ class Augmentation:
 
     mean: tuple[float, ...]  # of each channel, for pixels in [0, 1]
     std: tuple[float, ...]
-    pad: int = 0  # zeros on each side of the image before the random crop; 0 disables the crop
+    pad: int = 0  # pixels on each side of the image before the random crop; 0 disables the crop
+    pad_mode: str = "zeros"  # their values: zeros, or reflect (the image reflected at its edge)
+    cutout: int = 0  # side of a random square of the mean color; 0 disables the square
     flip: bool = False  # horizontal flip with probability 0.5
     color_shift: float = 0.0  # standard deviation of the factors of the eigenvalues; 0 disables the shift
     color_eigenvalues: tuple[float, ...] = (0.2175, 0.0188, 0.0045)
@@ -39,18 +41,20 @@ class Augmentation:
     )
 
 
-def random_crop(key: jax.Array, images: jax.Array, pad: int) -> jax.Array:
-    """Shift each image by -pad to pad pixels in both directions and fill the border with zeros.
+def random_crop(key: jax.Array, images: jax.Array, pad: int, pad_mode: str = "zeros") -> jax.Array:
+    """Shift each image by -pad to pad pixels in both directions and fill the border.
 
     Args:
       key: key of the random offsets.
       images: (N, H, W, C) of any dtype.
       pad: largest shift in pixels.
+      pad_mode: values of the border: zeros; or reflect, the image reflected at its edge without repeating the edge.
 
     Returns:
       The shifted images, (N, H, W, C) in the dtype of `images`.
     """
-    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    mode = "constant" if pad_mode == "zeros" else pad_mode
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode=mode)
     corners = jax.random.randint(key, (len(images), 2), 0, 2 * pad + 1)
     crops: jax.Array = by_platform("random_crop", crop_forms(pad), padded, corners)
     return crops
@@ -117,6 +121,33 @@ def random_horizontal_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     return jnp.where(flip, images[:, :, ::-1], images)
 
 
+def cutout(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
+    """Set a random square of each image to zeros.
+
+    The center of the square is any pixel of the image. Parts of the square outside the image are dropped.
+
+    Args:
+      key: key of the random centers.
+      images: normalized images (N, H, W, C), whose mean color is zero.
+      side: side of the square in pixels.
+
+    Returns:
+      The images, (N, H, W, C) in the dtype of `images`.
+
+    Source: T. DeVries and G. Taylor, arXiv:1708.04552.
+    """
+    num_images, height, width, _ = images.shape
+    first = jax.random.randint(key, (num_images, 2), 0, jnp.array([height, width])) - side // 2
+
+    def covered(length: int, first: jax.Array) -> jax.Array:
+        offsets = jnp.arange(length) - first[:, None]
+        return (offsets >= 0) & (offsets < side)
+
+    # Comparisons instead of a gather or a scatter, so that accelerators fuse them with the normalization.
+    square = covered(height, first[:, 0])[:, :, None] & covered(width, first[:, 1])[:, None]
+    return jnp.where(square[..., None], jnp.zeros((), images.dtype), images)
+
+
 def color_shift(
     key: jax.Array,
     num_images: int,
@@ -160,7 +191,7 @@ def normalize(images: jax.Array | np.ndarray, mean: tuple[float, ...], std: tupl
 
 
 def augment(key: jax.Array, batch: Batch, options: Augmentation) -> Batch:
-    """Augment and normalize a training batch: random crop, horizontal flip, normalization, color shift.
+    """Augment and normalize a training batch: random crop, horizontal flip, normalization, color shift, cutout.
 
     Args:
       key: key of all random numbers.
@@ -173,7 +204,7 @@ def augment(key: jax.Array, batch: Batch, options: Augmentation) -> Batch:
     crop_key, flip_key, color_key = jax.random.split(key, 3)
     images = batch["image"]
     if options.pad:
-        images = random_crop(crop_key, images, options.pad)
+        images = random_crop(crop_key, images, options.pad, options.pad_mode)
     if options.flip:
         images = random_horizontal_flip(flip_key, images)
     normalized = normalize(images, options.mean, options.std)
@@ -182,4 +213,7 @@ def augment(key: jax.Array, batch: Batch, options: Augmentation) -> Batch:
             color_key, len(images), options.color_shift, options.color_eigenvalues, options.color_eigenvectors
         )
         normalized += shift / jnp.array(options.std, jnp.float32)
+    if options.cutout:
+        # The other keys, and so all draws without cutout, stay as they are.
+        normalized = cutout(jax.random.fold_in(key, 3), normalized, options.cutout)
     return {**batch, "image": normalized}

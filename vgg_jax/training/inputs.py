@@ -22,6 +22,8 @@ def augmentation(data: DataConfig) -> Augmentation:
         mean=data.mean,
         std=data.std,
         pad=data.pad if data.train_view == "pad_crop" else 0,
+        pad_mode=data.pad_mode,
+        cutout=data.cutout,
         flip=data.flip and not data.alternating_flip,
         color_shift=data.color_shift,
         color_eigenvalues=data.color_eigenvalues,

@@ -13,7 +13,7 @@ from vgg_jax.config import Config, OptimizerConfig
 
 
 def make_schedule(config: Config, num_examples: int) -> optax.Schedule:
-    """Return the learning rate as a function of the update: linear warm-up, then constant, step or cosine.
+    """Return the learning rate as a function of the update: linear warm-up, then one of `config.SCHEDULES`.
 
     `rate.make_rate` gives the same rate as a number.
 
@@ -33,6 +33,8 @@ def make_schedule(config: Config, num_examples: int) -> optax.Schedule:
             schedule = optax.piecewise_constant_schedule(rate, dict.fromkeys(updates, optimizer.step_factor))
         case "cosine":
             schedule = optax.cosine_decay_schedule(rate, max(1, num_updates - warmup))
+        case "linear":
+            schedule = optax.linear_schedule(rate, 0.0, max(1, num_updates - warmup))
         case _:
             schedule = optax.constant_schedule(rate)
     if not warmup:

@@ -13,12 +13,12 @@ from vgg_jax.config import Config
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """The learning rate as a function of the update: linear warm-up, then constant, step or cosine."""
+    """The learning rate as a function of the update: linear warm-up, then one of `config.SCHEDULES`."""
 
-    kind: str  # constant, step, cosine or plateau (without its reductions)
+    kind: str  # constant, step, cosine, linear or plateau (without its reductions)
     rate: float  # after the warm-up
     warmup: int  # updates of the warm-up
-    decay: int  # updates of the cosine, at least 1
+    decay: int  # updates of the cosine or the line, at least 1
     drops: tuple[int, ...]  # updates after the warm-up at which the step schedule multiplies the rate by `factor`
     factor: float
 
@@ -33,6 +33,8 @@ class Rate:
         if self.kind == "cosine":
             angle = np.float32(np.pi) * np.float32(min(after, self.decay)) / np.float32(self.decay)
             return float(rate * (np.float32(0.5) * (one + np.float32(np.cos(np.float64(angle))))))
+        if self.kind == "linear":
+            return float(rate * (one - np.float32(min(after, self.decay)) / np.float32(self.decay)))
         if self.kind == "step":
             for drop in self.drops:
                 rate = rate if after < drop else np.float32(self.factor) * rate
