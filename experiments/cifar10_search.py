@@ -53,8 +53,8 @@ def report(results: dict[str, dict[str, Any]], settings: dict[str, Any], out: st
         f"VGG-{settings['depth']} with batch norm, `configs/cifar10_short.py`, seed 0. Number of epochs: "
         f"{settings['epochs']:g}, a fifth of them warm-up.",
         f"Training images: {settings['images']:,}. `optimizer.ema_decay={EMA}` unless stated. Evaluated on 5,000 other",
-        "training images, each with its horizontal flip. One run of each, so differences below a point mean little: the",
-        "standard error of 85 % of 5,000 images is 0.5 points, and that of another seed adds to it.",
+        "training images, each with its horizontal flip. Each is one run, so differences below a point mean little:",
+        "the standard error of 85 % of 5,000 images is 0.5 points, and that of another seed adds to it.",
         *("", "| run | overrides | after each epoch, % | at the end | seconds an epoch |", "|---|---|---|---|---|"),
         *rows,
         *("", "![Accuracy after each epoch](cifar10_search.png)"),
