@@ -21,12 +21,12 @@ OF_VGG16 = ("data.pad_mode=zeros", "optimizer.schedule=cosine")
 ARMS: dict[str, tuple[str, ...]] = {
     "recipe of configs/vgg16.py": OF_VGG16,
     "cifar10_short": (),
+    "whitening": ("whitening=True",),
     "cosine": ("optimizer.schedule=cosine",),
     "zero padding": ("data.pad_mode=zeros",),
     "rate 0.05": ("optimizer.learning_rate=0.05",),
     "rate 0.2": ("optimizer.learning_rate=0.2",),
     "batch 64": ("batch_size=64",),
-    "batch 256": ("batch_size=256",),
     "cutout 8": ("data.cutout=8",),
     "EMA 0.98": ("optimizer.ema_decay=0.98",),
 }

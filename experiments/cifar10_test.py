@@ -28,7 +28,7 @@ def test_figures(workdir: str, folder: str) -> dict[str, Any]:
         path = f"{workdir}.test_{view}.npz"
         if not os.path.exists(path):
             net = load(workdir)
-            split = open_split(os.path.abspath(folder), "test", data_dir="", class_split="test")
+            split: Any = open_split(os.path.abspath(folder), "test", data_dir="", class_split="test")
             assert net.classes == split.class_names
             scales = ("32", 32, (32,))
             preprocessing = net.checked_preprocessing()

@@ -122,6 +122,7 @@ class Config:
     seed: int = 0  # seed of initialization, order of the data, augmentation and dropout
     init_from: str = ""  # source of the initial layers: weights file, directory of a run, or pretrained name
     init_layers: tuple[str, ...] = ("features",)  # layers taken from init_from: their names, "features" or "head"
+    whitening: bool = False  # initialize conv1_1 with the principal axes of 3x3 patches of the training images
     freeze: tuple[str, ...] = ()  # layers to freeze: their names, "features" or "head"
     max_skipped_steps: int = 10  # consecutive steps with NaN or infinite values after which the run stops
     log_every_steps: int = 50  # steps from one log line to the next
@@ -245,6 +246,10 @@ def _run_checks(config: Config) -> list[Check]:
         ("profile", config.profile == "" or steps_of(config.profile) is not None,
          "START:STOP, two rising steps from 1, such as 101:110"),
         ("peak_tflops", config.peak_tflops >= 0, "0 or more"),
+        ("whitening", config.model.batch_norm or not config.whitening,
+         "False, because config.model.batch_norm is False"),
+        ("whitening", not (config.whitening and config.init_from and {"features", "conv1_1"} & set(config.init_layers)),
+         "False, because conv1_1 comes from config.init_from"),
         ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
         ("loss", config.loss in LOSSES, f"one of {', '.join(LOSSES)}"),
         ("loss", config.loss != "softmax" or config.model.num_classes != 1,

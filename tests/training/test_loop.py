@@ -13,6 +13,7 @@ from vgg_jax.training import loop
 from vgg_jax.training.metric_writer import read_metrics
 from vgg_jax.training.run_weights import load_run
 from vgg_jax.training.sharding import AXIS
+from vgg_jax.training.whitening import patch_axes
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -37,7 +38,7 @@ def config(data_dir):
 
 
 def losses_of(run, inputs):
-    state, losses = run.new_state(), []
+    state, losses = run.new_state(axes=patch_axes(run)), []
     for batch in inputs:
         state, metrics = run.train_step(state, batch, run.step_key)
         losses.append(float(metrics["loss"]))
@@ -45,6 +46,7 @@ def losses_of(run, inputs):
 
 
 def test_built_run_trains_as_the_command_does(config, mesh, monkeypatch, tmp_path):
+    config = dataclasses.replace(config, whitening=True)
     monkeypatch.setattr(loop, "make_mesh", lambda: mesh)
     assert loop.train_and_evaluate(config, str(tmp_path)) == 0
     expected = [line["loss"] for line in read_metrics(str(tmp_path / "metrics.jsonl")) if line["kind"] == "train"]

@@ -29,7 +29,7 @@ class Run:
     model: VGG
     rate: Rate  # the learning rate as a function of the update
     plateau: optax.GradientTransformationExtraArgs | None  # reduces that rate; None for the other schedules
-    init: Callable[..., TrainState]  # from a key, and the `source` of layers if any, to the state at step 0
+    init: Callable[..., TrainState]  # from a key, and `source` and `axes` if any, to the state at step 0
     init_key: jax.Array
     step_key: jax.Array
     shapes: TrainState  # of jax.ShapeDtypeStruct
@@ -83,10 +83,15 @@ class Run:
         """Return the shape (H, W, C) of an image."""
         return (self.config.data.image_size, self.config.data.image_size, self.train_split.channels)
 
-    def new_state(self, source: Any = None) -> TrainState:
-        """Return the state at step 0 on its devices; `source` holds the variables that layers are taken from."""
+    def new_state(self, source: Any = None, axes: Any = None) -> TrainState:
+        """Return the state at step 0 on its devices.
+
+        Args:
+          source: the variables that layers are taken from, if any.
+          axes: the principal axes that the first convolution starts from, if any; see `whitening.patch_axes`.
+        """
         # This program runs once. With fewer passes XLA:CPU compiles it in a fifth of the time.
         options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
         init = jax.jit(self.init, out_shardings=self.shardings, compiler_options=options)
-        state: TrainState = init(self.init_key, source=source)
+        state: TrainState = init(self.init_key, source=source, axes=axes)
         return state

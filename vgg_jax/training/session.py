@@ -35,6 +35,7 @@ from vgg_jax.training.run_weights import best_evaluation
 from vgg_jax.training.speed import peak_flops, training_flops
 from vgg_jax.training.state import TrainState
 from vgg_jax.training.step import checked_tensors, evaluate
+from vgg_jax.training.whitening import patch_axes
 
 QUEUE = 3  # results of programs that an accelerator has ahead of their reader
 
@@ -168,7 +169,7 @@ def open_session(
         compilation = Compilation(run, lengths)
     if state is None:
         with working("initializing the network"):
-            state = run.new_state(source)
+            state = run.new_state(source, patch_axes(run) if config.whitening else None)
     else:
         log(f"resuming from the checkpoint of step {start} in {workdir}")
     if changes:

@@ -1,11 +1,13 @@
 """The training state and its creation."""
 
+import math
 import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from flax.training import train_state
@@ -117,6 +119,7 @@ def create_train_state(
     frozen: Collection[str] = (),
     plateau: optax.GradientTransformationExtraArgs | None = None,
     ema_decay: float = 0.0,
+    axes: jax.Array | np.ndarray | None = None,
 ) -> TrainState:
     """Return a state at step 0 with torchvision's initialization, or with layers of another network.
 
@@ -130,12 +133,15 @@ def create_train_state(
       frozen: the frozen layers, named likewise. Batch norm in them keeps its running statistics.
       plateau: the transformation of `optimizer.make_plateau`, or None.
       ema_decay: the decay of the exponential moving averages; 0 means that there are none.
+      axes: the principal axes that the first convolution starts from, as `with_axes` takes them, or None.
 
     Raises:
       ValueError: if a layer is unknown, if all layers are frozen, if layers of `source` are missing or have other
         shapes (with every mismatch), or if all features are taken and `source` has more of them.
     """
     variables = jax.jit(model.init)(key, jnp.zeros((1, *image_shape), model.dtype))
+    if axes is not None:
+        variables["params"]["conv1_1"]["kernel"] = with_axes(variables["params"]["conv1_1"]["kernel"], axes)
     if source is not None:
         variables = _take_layers(variables, source, model.layers_with_parameters(source_layers))
         others = [layer for layer in source["params"] if layer not in (*variables["params"], *HEAD_LAYERS)]
@@ -161,6 +167,25 @@ def create_train_state(
         tx=optimizer,
     )
     return state
+
+
+def with_axes(kernel: jax.Array, axes: jax.Array | np.ndarray) -> jax.Array:
+    """Return a kernel whose first channels are pairs of an axis and its negative; the other channels stay.
+
+    The norm of each axis is the expected one of torchvision's initialization, so that all channels learn equally fast.
+
+    Args:
+      kernel: the kernel of the first convolution, (3, 3, C, F).
+      axes: orthonormal columns, (9 C, 9 C).
+
+    Returns:
+      The kernel, in the shape and dtype of `kernel`.
+    """
+    *_, channels, features = kernel.shape
+    count = min(axes.shape[1], features // 2)
+    pairs = jnp.stack([axes[:, :count], -axes[:, :count]], -1).reshape(3, 3, channels, 2 * count)
+    pairs = pairs * math.sqrt(2 * channels / features)
+    return jnp.concatenate([pairs.astype(kernel.dtype), kernel[..., 2 * count :]], axis=-1)
 
 
 def _take_layers(variables: Mapping[str, Any], source: Mapping[str, Any], layers: list[str]) -> dict[str, Any]:
