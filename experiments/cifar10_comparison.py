@@ -104,8 +104,8 @@ def report(runs: dict[str, dict[str, Any]], form: dict[str, Any], settings: dict
         "Evaluated on 5,000 other training images with their horizontal flips. Whole commands, in turn.",
         *("", "| | mean accuracy | each seed | seconds an epoch, median | seconds of the command, mean |"),
         *("|---|---|---|---|---|", *rows, ""),
-        f"Difference of the mean accuracies: {100 * (ours['accuracy'] - theirs['accuracy']):+.2f} points. PyTorch takes",
-        f"{theirs['epoch'] / ours['epoch']:.2f} times as long by the epoch, and "
+        f"Difference of the mean accuracies: {100 * (ours['accuracy'] - theirs['accuracy']):+.2f} points. PyTorch",
+        f"takes {theirs['epoch'] / ours['epoch']:.2f} times as long by the epoch, and "
         f"{theirs['command'] / ours['command']:.2f} times by the command.",
         "",
         f"PyTorch ran {'with torch.compile' if form['compile'] else 'eager'}. A step took "
