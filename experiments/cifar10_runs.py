@@ -46,7 +46,7 @@ def train(config: str, workdir: str, overrides: Sequence[str]) -> None:
     """
     command = [sys.executable, os.path.join(ROOT, "train.py"), "--config", os.path.join(ROOT, "configs", config)]
     command += [*(f"--config.{override}" for override in overrides), "--workdir", workdir]
-    shown = shlex.join(command[3:-2])
+    shown = shlex.join([config, *command[4:-2]])
     if any(line["exit_code"] == 0 and line["command"] == shown for line in commands(workdir)):
         return
     os.makedirs(os.path.dirname(workdir) or ".", exist_ok=True)

@@ -19,16 +19,16 @@ HELD_OUT = "train[45000:]"
 OF_VGG16 = ("data.pad_mode=zeros", "optimizer.schedule=cosine")
 # The overrides of configs/cifar10_short.py by the name of the run.
 ARMS: dict[str, tuple[str, ...]] = {
-    "recipe of configs/vgg16.py": OF_VGG16,
+    "vgg16-recipe": OF_VGG16,
     "cifar10_short": (),
     "whitening": ("whitening=True",),
     "cosine": ("optimizer.schedule=cosine",),
-    "zero padding": ("data.pad_mode=zeros",),
-    "rate 0.05": ("optimizer.learning_rate=0.05",),
-    "rate 0.2": ("optimizer.learning_rate=0.2",),
-    "batch 64": ("batch_size=64",),
-    "cutout 8": ("data.cutout=8",),
-    "EMA 0.98": ("optimizer.ema_decay=0.98",),
+    "zero-padding": ("data.pad_mode=zeros",),
+    "rate-0.05": ("optimizer.learning_rate=0.05",),
+    "rate-0.2": ("optimizer.learning_rate=0.2",),
+    "batch-64": ("batch_size=64",),
+    "cutout-8": ("data.cutout=8",),
+    "ema-0.98": ("optimizer.ema_decay=0.98",),
 }
 EMA = 0.995  # of all other runs: they have fewer updates than 25 epochs
 
@@ -77,7 +77,7 @@ def main() -> None:
     if unknown := set(chosen.only or ()) - set(ARMS):
         options.error(f"found no run {', '.join(sorted(unknown))}; expected some of {', '.join(ARMS)}")
     settings = {"depth": chosen.depth, "epochs": chosen.epochs, "images": chosen.images, "seed": 0}
-    workdirs = {name: os.path.join(chosen.runs_dir, name.replace("/", "_").replace(" ", "_")) for name in ARMS}
+    workdirs = {name: os.path.join(chosen.runs_dir, name) for name in ARMS}
     for name in chosen.only or ARMS:
         fields = [
             f"model.depth={chosen.depth}",
