@@ -98,8 +98,8 @@ def interrupt(options: argparse.Namespace, command: list[str], log: str, steps: 
         alive = alive and process.wait(until=time.monotonic() + pause)
         step = process.step()
         code = process.end(kind)
-        if not alive:
-            raise SystemExit(f"the run ended with exit code {code} before its interruptions; see {log}")
+        if not alive or code == 0:
+            raise SystemExit(f"the run ended with exit code {code} before a signal; lower --pause, and see {log}")
         reached = max(reached, step)
         state["events"].append({"signal": kind.name, "step": max(step, 0), "started": step >= 0, "exit_code": code})
         save(options, state)
