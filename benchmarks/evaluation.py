@@ -1,12 +1,19 @@
 """Evaluation of photographs of many sizes with an empty compilation cache: in padded buckets, or size by size.
 
     python benchmarks/evaluation.py FOLDER [--images N] [--protocol PROTOCOL] [--narrow] [--batch-size N] [--rounds N]
+        [--before TREE] [--devices N]
 
-FOLDER has image files, in subfolders too. Two arms evaluate them in turn, each in a process of its own: `buckets` as
-`python -m vgg_jax evaluate` does; `sizes` compiles a program for each size, evaluates an image at a time on one device,
-decodes in one thread and waits for each result. Prints the images per second of each arm from the first image to the
-last result, the programs that it compiled, its processor seconds and its largest memory; then the largest difference
-between the posteriors. The network is VGG-16 with random weights; with --narrow it has an eighth of the channels.
+FOLDER has image files, in subfolders too. The arms evaluate them in turn, each in a process of its own:
+
+  buckets  as `python -m vgg_jax evaluate` does
+  sizes    a program for each size, an image at a time on one device, decoded in one thread, waiting for each result
+  before   instead of `sizes`, with --before: as `evaluate` of another source tree does, such as a checkout of 5cd4714,
+           the last commit without buckets
+  devices  with --devices: as `buckets`, on N simulated devices
+
+Prints the images per second of each arm from the first image to the last result, the programs that it compiled, its
+processor seconds and its largest memory; then the largest difference between its posteriors and those of `buckets`. The
+network is VGG-16 with random weights; with --narrow it has an eighth of the channels.
 """
 
 import argparse
@@ -24,7 +31,7 @@ from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as in the command
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.environ.get("VGG_JAX_TREE") or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 import jax  # noqa: E402 - after the environment variable
@@ -33,7 +40,7 @@ import jax.numpy as jnp  # noqa: E402 - after the environment variable
 import numpy as np  # noqa: E402 - for the same order everywhere
 import PIL.Image  # noqa: E402 - for the same order everywhere
 
-from vgg_jax.data.image_files import decode_file  # noqa: E402 - after the path
+from vgg_jax.data import image_files  # noqa: E402 - after the path
 from vgg_jax.data.listing import find_images  # noqa: E402 - after the path
 from vgg_jax.data.preprocessing import Preprocessing  # noqa: E402 - after the path
 from vgg_jax.evaluation.posteriors import evaluate_split  # noqa: E402 - after the path
@@ -48,7 +55,7 @@ from vgg_jax.model import TABLE_1, VGG  # noqa: E402 - after the path
 from vgg_jax.runtime import configure  # noqa: E402 - after the path
 
 SCALES = ("256", 256, (224, 256, 288))  # the paper's for S = 256
-ARMS = ("buckets", "sizes")
+ARMS = ("buckets", "sizes", "before", "devices")
 
 
 @dataclasses.dataclass
@@ -68,7 +75,12 @@ class Files:
     def image(self, index: int) -> tuple[PIL.Image.Image, int]:
         """Return an image and the label 0."""
         with open(self.paths[index], "rb") as file:
-            return PIL.Image.fromarray(decode_file(file.read(), "RGB")), 0
+            return PIL.Image.fromarray(image_files.decode_file(file.read(), "RGB")), 0
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the height and width of an image."""
+        with open(self.paths[index], "rb") as file:
+            return image_files.file_size(file.read(), "RGB")
 
 
 def network(narrow: bool) -> tuple[VGG, Any]:
@@ -88,7 +100,7 @@ def network(narrow: bool) -> tuple[VGG, Any]:
     return model, jax.tree.map(draw, shapes)
 
 
-def by_buckets(files: Files, protocols: list[str], narrow: bool, batch_size: int) -> Iterator[np.ndarray]:
+def by_command(files: Files, protocols: list[str], narrow: bool, batch_size: int) -> Iterator[np.ndarray]:
     """Yield the posteriors of each protocol as the command computes them."""
     results = evaluate_split(*network(narrow), Preprocessing(), files, protocols, SCALES, batch_size)
     return (result.posteriors for result in results)
@@ -136,7 +148,7 @@ def measure(options: argparse.Namespace) -> None:
     protocols = list(PROTOCOLS) if options.protocol == "all" else [options.protocol]
     files = Files([path for path, _ in find_images(options.folder)][: options.images])
     start = time.perf_counter()
-    arm = {"buckets": by_buckets, "sizes": by_sizes}[options.arm]
+    arm = by_sizes if options.arm == "sizes" else by_command
     posteriors = list(arm(files, protocols, options.narrow, options.batch_size))
     seconds = time.perf_counter() - start
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -151,6 +163,24 @@ def measure(options: argparse.Namespace) -> None:
     print(json.dumps(figures))
 
 
+def run_arm(arm: str, environment: dict[str, str], directory: str) -> float:
+    """Evaluate by one arm in a process of its own with an empty cache, print, and return the images per second."""
+    save = os.path.join(directory, f"{arm}.npz")
+    command = [sys.executable, os.path.abspath(__file__), *sys.argv[1:], "--arm", arm, "--save", save]
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | environment | {"JAX_COMPILATION_CACHE_DIR": cache}
+        printed = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    figures = json.loads(printed.stdout.splitlines()[-1])
+    rate: float = figures["images"] / figures["seconds"]
+    print(
+        f"{arm}: {figures['images']} images in {figures['seconds']:.1f} s, {rate:.3f} images/s, "
+        f"{figures['programs']} programs, {figures['processor_seconds']:.0f} processor seconds, "
+        f"{figures['mib']:,} MiB",
+        flush=True,
+    )
+    return rate
+
+
 def main() -> None:
     """Measure the arms in turn, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -160,34 +190,30 @@ def main() -> None:
     parser.add_argument("--narrow", action="store_true", help="an eighth of the channels")
     parser.add_argument("--batch-size", type=int, default=16, help="as of the command (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="evaluations by each arm (default: %(default)s)")
+    parser.add_argument("--before", metavar="TREE", help="another source tree, to compare with instead of `sizes`")
+    parser.add_argument("--devices", metavar="N", type=int, help="evaluate on N simulated devices too")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     parser.add_argument("--save", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.arm:
         measure(options)
         return
-    rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    arms = {"buckets": {}, "sizes": {}}
+    if options.before:
+        arms = {"buckets": {}, "before": {"VGG_JAX_TREE": os.path.abspath(options.before)}}
+    if options.devices:
+        arms["devices"] = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={options.devices}"}
+    rates: dict[str, list[float]] = {arm: [] for arm in arms}
     with tempfile.TemporaryDirectory() as directory:
         for _ in range(options.rounds):
-            for arm in ARMS:
-                save = os.path.join(directory, f"{arm}.npz")
-                command = [sys.executable, os.path.abspath(__file__), *sys.argv[1:], "--arm", arm, "--save", save]
-                with tempfile.TemporaryDirectory() as cache:
-                    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
-                    printed = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-                figures = json.loads(printed.stdout.splitlines()[-1])
-                rates[arm].append(figures["images"] / figures["seconds"])
-                print(
-                    f"{arm}: {figures['images']} images in {figures['seconds']:.1f} s, {rates[arm][-1]:.3f} images/s, "
-                    f"{figures['programs']} programs, {figures['processor_seconds']:.0f} processor seconds, "
-                    f"{figures['mib']:,} MiB",
-                    flush=True,
-                )
-        saved = [np.load(os.path.join(directory, f"{arm}.npz")) for arm in ARMS]
-        difference = max(float(np.abs(saved[0][name] - saved[1][name]).max()) for name in saved[0])
-    medians = {arm: statistics.median(rate) for arm, rate in rates.items()}
-    print(f"buckets over sizes: {medians['buckets'] / medians['sizes']:.2f} in images/s (medians)")
-    print(f"largest difference of the posteriors: {difference:.1e}")
+            for arm, environment in arms.items():
+                rates[arm].append(run_arm(arm, environment, directory))
+        saved = {arm: np.load(os.path.join(directory, f"{arm}.npz")) for arm in arms}
+        first, *others = arms
+        for arm in others:
+            ratio = statistics.median(rates[first]) / statistics.median(rates[arm])
+            difference = max(float(np.abs(saved[first][name] - saved[arm][name]).max()) for name in saved[first])
+            print(f"{first} over {arm}: {ratio:.2f} in images/s (medians), largest difference {difference:.1e}")
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, JAX {jax.__version__}")
 
 

@@ -44,6 +44,9 @@ class Photographs:
             raise CorruptImageError(f"example {index}: the image cannot be decoded")
         return self.images[index], index % 5
 
+    def size(self, index):
+        return self.image(index)[0].size[::-1]
+
 
 def small_photographs(count):
     """Return photographs of odd sizes, upright and lying, and a panorama."""

@@ -152,6 +152,12 @@ class Split:
         with self._names_corrupt_image(index):
             return image_files.decode_file(data, self._mode, self.views.exif), label
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the height and width of the whole image, from the file's header if possible; raise as `test_view`."""
+        data, _ = self._read(index)
+        with self._names_corrupt_image(index):
+            return image_files.file_size(data, self._mode, self.views.exif)
+
     @property
     def _mode(self) -> str:
         return "L" if self.channels == 1 else "RGB"

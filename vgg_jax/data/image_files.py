@@ -24,6 +24,7 @@ TURNS = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = 5  # Orientations from 5 exchange height and width.
 # The errors of Pillow and of `decode` for a file that is not an intact image.
 DECODING_ERRORS = (ImageError, OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
 
@@ -77,15 +78,35 @@ def decode_file(data: bytes, mode: str, exif: bool = True) -> np.ndarray:
     if mode == "RGB":
         simplejpeg = require("simplejpeg", "train")
         try:
-            height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
-            if color_space in ("YCbCr", "Gray", "RGB") and height * width <= LARGEST:
+            if _jpeg_size(data) is not None:
                 pixels = np.asarray(simplejpeg.decode_jpeg(data))
-                # Pillow takes 0.1 ms to read the orientation; decoding takes 1 ms and more.
-                turn = TURNS.get(_orientation(PIL.Image.open(io.BytesIO(data)))) if exif and _has_app1(data) else None
+                turn = TURNS.get(_jpeg_orientation(data)) if exif else None
                 return pixels if turn is None else np.asarray(PIL.Image.fromarray(pixels).transpose(turn))
         except ValueError:
             pass  # not a JPEG, or a faulty one: Pillow tolerates more faults
     return to_array(decode(open_file(io.BytesIO(data)), mode, exif))
+
+
+def file_size(data: bytes, mode: str, exif: bool = True) -> tuple[int, int]:
+    """Return the height and width of what `decode_file` returns, from the header alone if it is a JPEG in mode RGB.
+
+    Args:
+      data: contents of the file.
+      mode: RGB or L.
+      exif: whether to turn the image by its EXIF orientation.
+
+    Raises:
+      The errors of `decode_file`. The header of a damaged JPEG may be intact.
+    """
+    if mode == "RGB":
+        try:
+            size = _jpeg_size(data)
+            if size is not None:
+                return size[::-1] if exif and _jpeg_orientation(data) >= SIDEWAYS else size
+        except ValueError:
+            pass  # not a JPEG, or a faulty one
+    height, width = decode_file(data, mode, exif).shape[:2]
+    return height, width
 
 
 def open_file(file: io.BytesIO | io.BufferedReader) -> PIL.Image.Image:
@@ -185,6 +206,22 @@ def read_image(path: str, view: Callable[[PIL.Image.Image], np.ndarray]) -> np.n
             raise
         reason = error.strerror or error if isinstance(error, OSError) else error
         raise UserError(f"{path}: not a readable image: {reason}") from None
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return the height and width of a JPEG before it is turned, or None if only Pillow may decode it.
+
+    Raises:
+      ValueError: if the header is not a JPEG's.
+      UserError: if simplejpeg is not installed.
+    """
+    height, width, color_space, _ = require("simplejpeg", "train").decode_jpeg_header(data)
+    return (height, width) if color_space in ("YCbCr", "Gray", "RGB") and height * width <= LARGEST else None
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    """Return the EXIF orientation of a JPEG. Pillow takes 0.1 ms to read it; decoding takes 1 ms and more."""
+    return _orientation(PIL.Image.open(io.BytesIO(data))) if _has_app1(data) else 1
 
 
 def _has_app1(data: bytes) -> bool:

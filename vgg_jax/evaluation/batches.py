@@ -12,12 +12,14 @@ from jaxtyping import UInt8
 
 from vgg_jax.evaluation.buckets import Size, fitting_bucket
 
+Part = tuple[str, int]  # a view and its scale
 AHEAD = 2  # batches in computation before the results of an earlier one are fetched
 
 
 class Tile(NamedTuple):
     """An image or a crop to evaluate, and its share in the posteriors of its image."""
 
+    part: Part
     image: int  # its index in the split
     pixels: UInt8[np.ndarray, "h w c"]
     weight: float = 1.0
@@ -52,51 +54,52 @@ def batch_sizes(counts: Mapping[Size, int], pixels: int, devices: int) -> dict[S
 
 
 def add_posteriors(
-    posteriors: np.ndarray,
-    function: Any,
+    posteriors: Mapping[Part, np.ndarray],
+    functions: Mapping[str, Any],
     variables: Any,
     tiles: Iterable[Tile],
-    sizes: Mapping[Size, int],
+    sizes: Mapping[str, Mapping[Size, int]],
     mesh: Mesh,
 ) -> None:
     """Add the posteriors of tiles, times their weights, to the rows of their images.
 
+    Tiles of one view share batches, at whatever scale.
+
     Args:
-      posteriors: (N, num_classes) float32, to add to.
-      function: a jitted function of the variables, padded images (N, H, W, C) uint8 and their true heights and widths
-        (N, 2); it returns (N, num_classes).
+      posteriors: (N, num_classes) float32 of each part, to add to.
+      functions: for each view a jitted function of the variables, padded images (N, H, W, C) uint8 and their true
+        heights and widths (N, 2); it returns (N, num_classes).
       variables: the variables, on each device.
-      tiles: the tiles, of any sizes that the buckets hold.
-      sizes: the batch size of each bucket, in the order of their pixels.
+      tiles: the tiles, of any sizes that the buckets of their view hold.
+      sizes: for each view the batch size of each bucket, in the order of their pixels.
       mesh: the devices.
     """
     sharding = NamedSharding(mesh, P(*mesh.axis_names))
-    waiting: dict[Size, list[Tile]] = collections.defaultdict(list)
+    waiting: dict[tuple[str, Size], list[Tile]] = collections.defaultdict(list)
     running: collections.deque[tuple[list[Tile], jax.Array]] = collections.deque()
 
-    def start(bucket: Size) -> None:
-        batch = waiting.pop(bucket)
-        images, true_sizes = _padded(batch, bucket, sizes[bucket])
-        result = function(variables, *jax.device_put((images, true_sizes), sharding))
+    def start(view: str, bucket: Size) -> None:
+        batch = waiting.pop((view, bucket))
+        images, true_sizes = _padded(batch, bucket, sizes[view][bucket])
+        result = functions[view](variables, *jax.device_put((images, true_sizes), sharding))
         result.copy_to_host_async()
         running.append((batch, result))
+        if len(running) > AHEAD:
+            fetch()
 
     def fetch() -> None:
         batch, result = running.popleft()
-        weights = np.array([tile.weight for tile in batch], np.float32)
-        np.add.at(posteriors, [tile.image for tile in batch], np.asarray(result)[: len(batch)] * weights[:, None])
+        for tile, row in zip(batch, np.asarray(result), strict=False):  # blank images fill up the batch
+            posteriors[tile.part][tile.image] += row * np.float32(tile.weight)
 
     for tile in tiles:
-        bucket = fitting_bucket(sizes, tile.pixels.shape[:2])
-        waiting[bucket].append(tile)
-        if len(waiting[bucket]) == sizes[bucket]:
-            start(bucket)
-            if len(running) > AHEAD:
-                fetch()
-    for bucket in list(waiting):
-        start(bucket)
-        if len(running) > AHEAD:
-            fetch()
+        view = tile.part[0]
+        bucket = fitting_bucket(sizes[view], tile.pixels.shape[:2])
+        waiting[view, bucket].append(tile)
+        if len(waiting[view, bucket]) == sizes[view][bucket]:
+            start(view, bucket)
+    for view, bucket in list(waiting):
+        start(view, bucket)
     while running:
         fetch()
 

@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, UInt8
 from vgg_jax.data.image_files import scaled_size
 from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError
-from vgg_jax.evaluation.batches import Tile, add_posteriors, batch_sizes, local_mesh, replicated
+from vgg_jax.evaluation.batches import Part, Tile, add_posteriors, batch_sizes, local_mesh, replicated
 from vgg_jax.evaluation.buckets import Size, choose_buckets, fitting_bucket
 from vgg_jax.evaluation.protocols import GRID, center_posteriors, crop_corners, dense_posteriors, flip_posteriors
 from vgg_jax.evaluation.reading import LabeledImages, Reader
@@ -39,7 +39,8 @@ def evaluate_split(
 ) -> Iterator[Result]:
     """Check the network against the split, then return an iterator over the results of the protocols.
 
-    Protocols share the posteriors of the same view at the same scale, so each is computed once.
+    The first result takes the time of all: each image is decoded once for all protocols. Protocols share the posteriors
+    of the same view at the same scale, so each is computed once.
 
     Args:
       model: a network with classes.
@@ -67,11 +68,11 @@ def evaluate_split(
     used = {scale for protocol in protocols if protocol != "center_crop" for _, scale in parts[protocol]}
     _check_scales(used, smallest_scale(model, preprocessing))
     reader = Reader(split, skip_corrupt)
-    dense = sorted({scale for protocol in protocols for view, scale in parts[protocol] if view == "dense"})
-    part = functools.cache(_Parts(model, variables, preprocessing, reader, batch_size, outputs, flip, dense).posteriors)
+    needed = list(dict.fromkeys(part for protocol in protocols for part in parts[protocol]))
+    evaluation = _Evaluation(model, variables, preprocessing, reader, batch_size, outputs, flip, needed)
 
     def result(protocol: str) -> Result:
-        computed = [part(view, scale) for view, scale in parts[protocol]]
+        computed = [evaluation.posteriors[part] for part in parts[protocol]]
         return Result(
             posteriors=fuse(computed)[reader.readable].astype(np.float32),
             labels=reader.labels[reader.readable],
@@ -92,7 +93,7 @@ def smallest_scale(model: VGG, preprocessing: Preprocessing) -> int:
     return smallest
 
 
-def _parts(resize: int, single: int, multi: tuple[int, ...]) -> dict[str, list[tuple[str, int]]]:
+def _parts(resize: int, single: int, multi: tuple[int, ...]) -> dict[str, list[Part]]:
     """Return the views and scales of each protocol, whose posteriors are averaged."""
     dense, crops = ([(view, scale) for scale in multi] for view in ("dense", "multi_crop"))
     return {
@@ -137,8 +138,8 @@ def _check_outputs(model: VGG, outputs: str, split: LabeledImages) -> None:
         raise UserError(f"the network's outputs are values, and {split.name} has classes; expected {several}")
 
 
-class _Parts:
-    """The posteriors of a split by one view at one scale, from which those of the protocols are averaged."""
+class _Evaluation:
+    """The posteriors of a split by several views at several scales, from which those of the protocols are averaged."""
 
     def __init__(
         self,
@@ -149,7 +150,7 @@ class _Parts:
         batch_size: int,
         outputs: str,
         flip: bool,
-        dense_scales: Sequence[int],
+        parts: Sequence[Part],
     ) -> None:
         """Place the variables on the devices; the arguments are those of `evaluate_split`.
 
@@ -161,9 +162,10 @@ class _Parts:
           batch_size: the number of images of the network's input size on one device.
           outputs: what the logits mean.
           flip: whether `center_crop` averages the logits over the horizontal flip.
-          dense_scales: all scales at which `posteriors` will be called for `dense`, which share the buckets.
+          parts: the views, each with the short side to resize the images to. center_crop has the scale of the
+            preprocessing.
         """
-        self._preprocessing, self._reader, self._flip, self._dense_scales = preprocessing, reader, flip, dense_scales
+        self._preprocessing, self._reader, self._flip, self._parts = preprocessing, reader, flip, parts
         self._classes, self._pixels = model.num_classes or 0, batch_size * preprocessing.crop**2
         self._mesh = local_mesh(len(reader))
         self._variables = replicated(variables, self._mesh)
@@ -181,54 +183,51 @@ class _Parts:
         jit = functools.partial(jax.jit, compiler_options=compiler_options())
         self._functions = {"center_crop": jit(center), "dense": jit(dense), "multi_crop": jit(crops)}
 
-    def posteriors(self, view: str, scale: int) -> Float[np.ndarray, "n classes"]:
-        """Return the posteriors of the split at one scale.
-
-        Args:
-          view: center_crop, dense or multi_crop.
-          scale: the short side to resize the images to. center_crop has the scale of the preprocessing.
-
-        Returns:
-          (N, num_classes) float32; zeros for corrupt images that are skipped.
+    @functools.cached_property
+    def posteriors(self) -> dict[Part, Float[np.ndarray, "n classes"]]:
+        """Return the posteriors of each part, (N, num_classes) float32; zeros for corrupt images that are skipped.
 
         Raises:
           UserError: if an image cannot be read.
         """
-        posteriors = np.zeros((len(self._reader), self._classes), np.float32)
-        sizes = self._dense_batches if view == "dense" else self._crop_batches(view)
-        tiles = self._tiles(view, scale)
-        add_posteriors(posteriors, self._functions[view], self._variables, tiles, sizes, self._mesh)
-        return_freed_memory()  # the next part has other shapes, which seldom fit into the memory of this one
+        posteriors = {part: np.zeros((len(self._reader), self._classes), np.float32) for part in self._parts}
+        views = dict.fromkeys(view for view, _ in self._parts)
+        sizes = {view: self._dense_batches() if view == "dense" else self._crop_batches(view) for view in views}
+        tiles = (tile for _, found in self._reader.views(self._tiles, "evaluation") for tile in found)
+        add_posteriors(posteriors, self._functions, self._variables, tiles, sizes, self._mesh)
+        return_freed_memory()
         return posteriors
 
-    def _tiles(self, view: str, scale: int) -> Iterator[Tile]:
+    def _tiles(self, index: int, image: PIL.Image.Image) -> list[Tile]:
+        """Return the tiles of an image for all parts. It is resized once to each scale."""
         prepare = self._preprocessing
+        resized = functools.cache(functools.partial(prepare.resized, image))
+        tiles = []
+        for part in self._parts:
+            view, scale = part
+            if view == "multi_crop":
+                crops = distinct_crops(resized(scale), prepare.crop)
+                tiles += [Tile(part, index, pixels, weight) for pixels, weight in crops]
+            else:
+                tiles.append(Tile(part, index, prepare.view(image) if view == "center_crop" else resized(scale)))
+        return tiles
 
-        def crops(image: PIL.Image.Image) -> Iterable[tuple[UInt8[np.ndarray, "h w c"], float]]:
-            return distinct_crops(prepare.resized(image, scale), prepare.crop)
-
-        def whole(image: PIL.Image.Image) -> Iterable[tuple[UInt8[np.ndarray, "h w c"], float]]:
-            return [(prepare.view(image) if view == "center_crop" else prepare.resized(image, scale), 1.0)]
-
-        for index, parts in self._reader.views(crops if view == "multi_crop" else whole, f"{view}, {scale}"):
-            for pixels, weight in parts:
-                yield Tile(index, pixels, weight)
+    def _scales(self, view: str) -> list[int]:
+        return [scale for other, scale in self._parts if other == view]
 
     def _crop_batches(self, view: str) -> dict[Size, int]:
         """Return the batch size of crops: as large at every scale, so that they share one compiled program."""
         side = self._preprocessing.crop
-        count = len(self._reader) * (GRID**2 if view == "multi_crop" else 1)
+        count = len(self._reader) * len(self._scales(view)) * (GRID**2 if view == "multi_crop" else 1)
         return self._batches({(side, side): count}, view == "multi_crop" or self._flip)
 
-    @functools.cached_property
     def _dense_batches(self) -> dict[Size, int]:
         """Return the buckets of all dense scales and their batch sizes; reads each image once for its size."""
-        images = [size for _, size in self._reader.views(lambda image: image.size, "sizes of the images")]
-        scaled = [[scaled_size(size, scale)[::-1] for size in images] for scale in self._dense_scales]
-        buckets = choose_buckets([size for sizes in scaled for size in sizes])
-        counts = [collections.Counter(fitting_bucket(buckets, size) for size in sizes) for sizes in scaled]
-        most = {bucket: max(count[bucket] for count in counts) for bucket in buckets}
-        return self._batches({bucket: count for bucket, count in most.items() if count}, flips=True)
+        images = list(self._reader.sizes("sizes of the images"))
+        sizes = [scaled_size(size, scale) for scale in self._scales("dense") for size in images]
+        buckets = choose_buckets(sizes)
+        counts = collections.Counter(fitting_bucket(buckets, size) for size in sizes)
+        return self._batches({bucket: counts[bucket] for bucket in buckets if counts[bucket]}, flips=True)
 
     def _batches(self, counts: Mapping[Size, int], flips: bool) -> dict[Size, int]:
         return batch_sizes(counts, self._pixels // (2 if flips else 1), self._mesh.size)

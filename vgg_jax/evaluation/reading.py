@@ -36,6 +36,10 @@ class LabeledImages(Protocol):
         """Return an image and its label."""
         ...
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the height and width of an image, without decoding it if possible."""
+        ...
+
 
 class Reader:
     """The images of a split in order, and their labels.
@@ -59,23 +63,35 @@ class Reader:
     def __len__(self) -> int:
         return len(self._split)
 
-    def views(self, view: Callable[[PIL.Image.Image], View], description: str) -> Iterator[tuple[int, View]]:
+    def views(self, view: Callable[[int, PIL.Image.Image], View], description: str) -> Iterator[tuple[int, View]]:
         """Yield the index and the view of each image that is not corrupt, in order.
 
         Args:
-          view: a function of an image, which runs in the threads too.
+          view: a function of the index and the image, which runs in the threads too.
           description: the work, for the line of progress.
 
         Raises:
           UserError: if an image cannot be read, or too many are corrupt.
         """
 
+        def read(index: int) -> View:
+            image, self.labels[index] = self._split.image(index)
+            return view(index, image)
+
+        return self._results(read, description)
+
+    def sizes(self, description: str) -> Iterator[tuple[int, int]]:
+        """Yield the height and width of each image that is not found corrupt; raise as `views`."""
+        return (size for _, size in self._results(self._split.size, description))
+
+    def _results(self, function: Callable[[int], View], description: str) -> Iterator[tuple[int, View]]:
+        """Yield the index of each image that is not corrupt and the result of a function of it, in order."""
+
         def read(index: int) -> tuple[View | None, CorruptImageError | None]:
             try:
-                image, self.labels[index] = self._split.image(index)
+                return function(index), None
             except CorruptImageError as error:
                 return None, error
-            return view(image), None
 
         threads = available_processors()
         executor = ThreadPoolExecutor(threads)
