@@ -1,19 +1,20 @@
 """Evaluation of photographs of many sizes with an empty compilation cache: in padded buckets, or size by size.
 
     python benchmarks/evaluation.py FOLDER [--images N] [--protocol PROTOCOL] [--narrow] [--batch-size N] [--rounds N]
-        [--before TREE] [--devices N]
+        [--float64] [--arms ARM ARM ...] [--before TREE] [--devices N]
 
 FOLDER has image files, in subfolders too. The arms evaluate them in turn, each in a process of its own:
 
   buckets  as `python -m vgg_jax evaluate` does
   sizes    a program for each size, an image at a time on one device, decoded in one thread, waiting for each result
-  before   instead of `sizes`, with --before: as `evaluate` of another source tree does, such as a checkout of 5cd4714,
-           the last commit without buckets
-  devices  with --devices: as `buckets`, on N simulated devices
+  before   as `evaluate` of the source tree --before does, such as a checkout of 5cd4714, the last one without buckets
+  devices  as `buckets`, on N simulated devices (default: 8)
 
 Prints the images per second of each arm from the first image to the last result, the programs that it compiled, its
-processor seconds and its largest memory; then the largest difference between its posteriors and those of `buckets`. The
-network is VGG-16 with random weights; with --narrow it has an eighth of the channels.
+processor seconds and its largest memory; then the largest difference between its posteriors and those of the first arm.
+The network is VGG-16 with random weights; with --narrow it has an eighth of the channels. In float32, the posteriors of
+two arms differ by rounding, because the arms compute convolutions by different methods; in float64, by that of the
+normalized images, which are float32.
 """
 
 import argparse
@@ -83,32 +84,32 @@ class Files:
             return image_files.file_size(file.read(), "RGB")
 
 
-def network(narrow: bool) -> tuple[VGG, Any]:
+def network(narrow: bool, dtype: Any = np.float32) -> tuple[VGG, Any]:
     """Return VGG-16 and random weights whose posteriors differ between images."""
     if narrow:
         for column, stages in TABLE_1.items():
             one, two, three, four, five = (tuple(width // 8 for width in stage) for stage in stages)
             TABLE_1[column] = (one, two, three, four, five)
-    model = VGG(16, hidden=(512, 512) if narrow else (4096, 4096))
+    model = VGG(16, hidden=(512, 512) if narrow else (4096, 4096), dtype=dtype, param_dtype=dtype)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
     random = np.random.default_rng(0)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         std = np.sqrt(2 / np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0.1
-        return np.asarray(std * random.standard_normal(leaf.shape, np.float32), np.float32)
+        return np.asarray(std * random.standard_normal(leaf.shape, np.float32), dtype)
 
     return model, jax.tree.map(draw, shapes)
 
 
-def by_command(files: Files, protocols: list[str], narrow: bool, batch_size: int) -> Iterator[np.ndarray]:
+def by_command(net: tuple[VGG, Any], files: Files, protocols: list[str], batch_size: int) -> Iterator[np.ndarray]:
     """Yield the posteriors of each protocol as the command computes them."""
-    results = evaluate_split(*network(narrow), Preprocessing(), files, protocols, SCALES, batch_size)
+    results = evaluate_split(*net, Preprocessing(), files, protocols, SCALES, batch_size)
     return (result.posteriors for result in results)
 
 
-def by_sizes(files: Files, protocols: list[str], narrow: bool, batch_size: int) -> Iterator[np.ndarray]:
+def by_sizes(net: tuple[VGG, Any], files: Files, protocols: list[str], batch_size: int) -> Iterator[np.ndarray]:
     """Yield the posteriors of each protocol, computed one image at a time."""
-    model, variables = network(narrow)
+    model, variables = net
     variables = jax.device_put(variables)
     prepare = Preprocessing()
     center, dense, crops = (
@@ -149,7 +150,8 @@ def measure(options: argparse.Namespace) -> None:
     files = Files([path for path, _ in find_images(options.folder)][: options.images])
     start = time.perf_counter()
     arm = by_sizes if options.arm == "sizes" else by_command
-    posteriors = list(arm(files, protocols, options.narrow, options.batch_size))
+    net = network(options.narrow, np.float64 if options.float64 else np.float32)
+    posteriors = list(arm(net, files, protocols, options.batch_size))
     seconds = time.perf_counter() - start
     usage = resource.getrusage(resource.RUSAGE_SELF)
     np.savez(options.save, **dict(zip(protocols, posteriors, strict=True)))
@@ -190,26 +192,28 @@ def main() -> None:
     parser.add_argument("--narrow", action="store_true", help="an eighth of the channels")
     parser.add_argument("--batch-size", type=int, default=16, help="as of the command (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="evaluations by each arm (default: %(default)s)")
-    parser.add_argument("--before", metavar="TREE", help="another source tree, to compare with instead of `sizes`")
-    parser.add_argument("--devices", metavar="N", type=int, help="evaluate on N simulated devices too")
+    parser.add_argument("--float64", action="store_true", help="compute in float64 instead of float32")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS[:2], help="(default: %(default)s)")
+    parser.add_argument("--before", metavar="TREE", default=ROOT, help="the source tree of the arm `before`")
+    parser.add_argument("--devices", metavar="N", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     parser.add_argument("--save", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.arm:
         measure(options)
         return
-    arms = {"buckets": {}, "sizes": {}}
-    if options.before:
-        arms = {"buckets": {}, "before": {"VGG_JAX_TREE": os.path.abspath(options.before)}}
-    if options.devices:
-        arms["devices"] = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={options.devices}"}
-    rates: dict[str, list[float]] = {arm: [] for arm in arms}
+    environments = {
+        "before": {"VGG_JAX_TREE": os.path.abspath(options.before)},
+        "devices": {"XLA_FLAGS": f"--xla_force_host_platform_device_count={options.devices}"},
+    }
+    rates: dict[str, list[float]] = {arm: [] for arm in options.arms}
     with tempfile.TemporaryDirectory() as directory:
         for _ in range(options.rounds):
-            for arm, environment in arms.items():
+            for arm in options.arms:
+                environment = environments.get(arm, {}) | {"JAX_ENABLE_X64": str(options.float64)}
                 rates[arm].append(run_arm(arm, environment, directory))
-        saved = {arm: np.load(os.path.join(directory, f"{arm}.npz")) for arm in arms}
-        first, *others = arms
+        saved = {arm: np.load(os.path.join(directory, f"{arm}.npz")) for arm in options.arms}
+        first, *others = options.arms
         for arm in others:
             ratio = statistics.median(rates[first]) / statistics.median(rates[arm])
             difference = max(float(np.abs(saved[first][name] - saved[arm][name]).max()) for name in saved[first])
