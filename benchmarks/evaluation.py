@@ -148,9 +148,10 @@ def measure(options: argparse.Namespace) -> None:
     configure()
     protocols = list(PROTOCOLS) if options.protocol == "all" else [options.protocol]
     files = Files([path for path, _ in find_images(options.folder)][: options.images])
+    net = network(options.narrow, np.float64 if options.float64 else np.float32)
+    programs.clear()  # small ones of the setup
     start = time.perf_counter()
     arm = by_sizes if options.arm == "sizes" else by_command
-    net = network(options.narrow, np.float64 if options.float64 else np.float32)
     posteriors = list(arm(net, files, protocols, options.batch_size))
     seconds = time.perf_counter() - start
     usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -249,6 +249,24 @@ def test_unstated_twelve_bits_are_noted_once(capsys, monkeypatch, tmp_path):
     assert "convert such images to 8 bits" in line
 
 
+@pytest.mark.parametrize("exif", [True, False])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_size_of_a_file_is_that_of_its_pixels(mode, exif, monkeypatch):
+    """The header suffices for a color JPEG."""
+    image = PIL.Image.fromarray(GRAY.astype(np.uint8)).convert("RGB")
+    files = [encoded(image, "PNG"), encoded(image.convert("CMYK"), "JPEG"), encoded(image, "JPEG")[:-200]]
+    for orientation in range(1, 9):
+        tags = PIL.Image.Exif()
+        tags[image_files.ORIENTATION] = orientation
+        files.append(encoded(image, "JPEG", exif=tags))
+    shapes = [image_files.decode_file(data, mode, exif).shape[:2] for data in files[:2] + files[3:]]
+    assert [image_files.file_size(data, mode, exif) for data in files[:2] + files[3:]] == shapes
+    assert len(set(shapes)) == 1 + exif
+    if mode == "RGB":
+        monkeypatch.setattr(image_files, "decode_file", None)
+        assert image_files.file_size(files[2], mode, exif) == shapes[0]  # the pixels are damaged
+
+
 def test_too_many_pixels_are_refused_in_all_three(monkeypatch, tmp_path):
     monkeypatch.setattr(image_files, "LARGEST", 3000)
     for name in ("JPEG", "BMP"):

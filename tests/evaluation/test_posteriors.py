@@ -151,6 +151,18 @@ def test_all_protocols_compile_at_most_twelve_programs(caplog):
     assert len(names) <= 12, names
 
 
+def test_each_image_is_decoded_once_for_all_protocols(monkeypatch):
+    decoded, tiles = [], []
+    image = Photographs.image
+    monkeypatch.setattr(Photographs, "image", lambda split, index: (decoded.append(index), image(split, index))[1])
+    monkeypatch.setattr(Photographs, "size", lambda split, index: split.images[index].size[::-1])
+    monkeypatch.setattr("vgg_jax.evaluation.posteriors.add_posteriors", lambda *arguments: tiles.extend(arguments[3]))
+    evaluated(*network(), small_photographs(4))
+    assert sorted(decoded) == [0, 1, 2, 3]
+    assert {scale for view, scale in {tile.part for tile in tiles} if view == "dense"} == {32, 36, 41}
+    assert {scale for view, scale in {tile.part for tile in tiles} if view == "multi_crop"} == {32, 41}
+
+
 def test_the_number_of_devices_does_not_change_posteriors(monkeypatch):
     model, variables = network()
     images = small_photographs(5)
