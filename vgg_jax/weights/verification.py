@@ -38,9 +38,10 @@ def error_against_torchvision(model: VGG, variables: Mapping[str, Any]) -> float
             "of those: omit --check"
         )
     name = f"vgg{model.depth}{'_bn' if model.batch_norm else ''}"
-    net = getattr(torchvision.models, name)(weights=None, num_classes=model.num_classes).eval()
+    with torch.device("meta"):  # without memory and random numbers for weights that are replaced
+        net = getattr(torchvision.models, name)(weights=None, num_classes=model.num_classes).eval()
     state_dict = to_torch(model, jax.tree.map(lambda a: np.asarray(a, np.float32), variables))
-    net.load_state_dict({name: torch.from_numpy(array) for name, array in state_dict.items()})
+    net.load_state_dict({name: torch.from_numpy(array) for name, array in state_dict.items()}, assign=True)
     images = np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype(np.float32)
     with torch.no_grad():
         expected = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
