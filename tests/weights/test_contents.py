@@ -101,6 +101,7 @@ def test_checkpoints_with_objects_name_their_type(zipped, tmp_path):
     assert "holds an object of type fractions.Fraction" in message
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_options_of_a_training_command_are_ignored(zipped, tmp_path):
     """timm's CheckpointSaver and torchvision's references save an argparse.Namespace beside the weights."""

@@ -171,14 +171,6 @@ def test_empty_or_missing_classifier_gives_no_head(tmp_path):
 # --- Keras
 
 
-@pytest.fixture(scope="module")
-def keras():
-    os.environ["KERAS_BACKEND"] = "jax"
-    import keras
-
-    return keras
-
-
 def published_layout(network, path):
     """Write a file as Keras publishes them: one group for each layer, arrays named block1_conv1_W_1:0."""
     with h5py.File(path, "w") as file:

@@ -1,0 +1,35 @@
+"""Fixtures of the tests of weights: Keras and its convolutional parts."""
+
+import os
+
+import pytest
+
+from tests.narrow import NARROW_TABLE
+
+
+@pytest.fixture(scope="session")
+def keras():
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    return keras
+
+
+@pytest.fixture
+def trunk(keras, narrow):
+    """Return a function that makes VGG-16's convolutional part with an eighth of the channels."""
+
+    def make(side, names="block{s}_conv{i}", **options):
+        keras.utils.set_random_seed(0)
+        x = inputs = keras.Input((side, side, 3))
+        # Pixels are not divided by 255; logits near 1 keep the rounding errors of probabilities small.
+        kernels = [keras.initializers.RandomNormal(stddev=0.001)] + ["he_normal"] * 12
+        for s, widths in enumerate(NARROW_TABLE["D"], 1):
+            for i, width in enumerate(widths, 1):
+                settings = dict(padding="same", activation="relu", bias_initializer="random_normal") | options
+                name = names and names.format(s=s, i=i)
+                x = keras.layers.Conv2D(width, 3, kernel_initializer=kernels.pop(0), name=name, **settings)(x)
+            x = keras.layers.MaxPooling2D(name=names and f"block{s}_pool")(x)
+        return keras.Model(inputs, x, name="vgg16")
+
+    return make
