@@ -76,11 +76,14 @@ def test_activations_and_gradients_equal_torchvision(name, size, width, torchvis
         assert relative_error(ours[key], parameter.grad.numpy()) < 1e-11, key
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "vgg11_bn" else pytest.mark.slow) for n in NETWORKS])
-def test_float32_activations_and_classes_agree(name, torchvision):
+@pytest.mark.parametrize(
+    ("name", "width"), [("vgg11_bn", 256), *(pytest.param(name, 4096, marks=pytest.mark.slow) for name in NETWORKS)]
+)
+def test_float32_activations_and_classes_agree(name, width, torchvision):
     """Compare as users run the network: activations up to 1e-4, and the predicted class of 256 images."""
     torch.manual_seed(0)
-    net = randomize_statistics(getattr(torchvision.models, name)(weights=None, init_weights=False)).eval()
+    net = with_hidden(getattr(torchvision.models, name)(weights=None, init_weights=False), width)
+    net = randomize_statistics(net).eval()
     model, variables = from_torch(net.state_dict())
     x = np.random.default_rng(0).normal(size=(256, 64, 64, 3)).astype(np.float32)
     with torch.no_grad():
