@@ -20,7 +20,7 @@ from vgg_jax.evaluation.programs import CompiledAhead, outputs_program
 from vgg_jax.features.activations import layer_activations
 from vgg_jax.model import VGG
 from vgg_jax.weights.download import NAMES, load_weights
-from vgg_jax.weights.formats import Announce, Loaded, save_file
+from vgg_jax.weights.formats import Announce, Loaded, save_file, without_head
 from vgg_jax.weights.imagenet_classes import imagenet_classes as imagenet_classes
 from vgg_jax.weights.metadata import OUTPUTS
 
@@ -247,7 +247,8 @@ def load(
     Args:
       source: the name of a pretrained network (see `weights.download.load_pretrained`), a file of weights (.pth,
         .safetensors, Keras' .h5 or .keras), or the directory of a training run.
-      features_only: drop the head, and names that belong to no known head.
+      features_only: drop the head, and names that belong to no known head. The convolutional part of a pretrained
+        network is cached in a file of its own, which later calls read alone: 59 MB of VGG-16 instead of 553.
       preprocessing: the preprocessing of the network's images, in place of that of the source. By default that of the
         source, or None if the source does not state it: then whatever needs it raises UserError.
       classes: the names of the classes, in place of those of the source. By default those of the source, or None.
@@ -288,21 +289,16 @@ def _network(
     outputs: str | None,
 ) -> Network:
     """Return the network of a file, with what the caller of `load` has passed in place of what the file states."""
-    model, variables = loaded.model, loaded.variables
-    if features_only:
-        head = [layer.name for layer in model.head]
-        params = {name: leaves for name, leaves in variables["params"].items() if name not in head}
-        model, variables = model.clone(num_classes=None, hidden=(), conv_head=False), {**variables, "params": params}
-    if classes is None and not features_only:
-        classes = loaded.classes
+    loaded = without_head(loaded) if features_only else loaded
+    model = loaded.model
+    classes = loaded.classes if classes is None else classes
     if classes is not None and len(classes) != (model.num_classes or 0):
         raise UserError(
             f"{source} has {model.num_classes or 'no'} classes; found {len(classes)} names: pass a name for each class"
         )
     names = None if classes is None else tuple(classes)
-    sides = None if features_only else loaded.sides
-    outputs = outputs or loaded.outputs or "softmax"
-    return Network(model, variables, preprocessing or loaded.preprocessing, names, outputs, source, sides)
+    stated, outputs = preprocessing or loaded.preprocessing, outputs or loaded.outputs or "softmax"
+    return Network(model, loaded.variables, stated, names, outputs, source, loaded.sides)
 
 
 def _read(source: str, features_only: bool, step: str | int, announce: Announce | None) -> Loaded:

@@ -2,14 +2,17 @@
 
 import hashlib
 import os
+import time
 
+import jax
 import numpy as np
 
 from tests.conftest import raises_user_error
 from tests.weights.test_formats import published_layout
 from tests.weights.test_layouts import assert_equal_trees, variables_of
-from vgg_jax import VGG
+from vgg_jax import VGG, load
 from vgg_jax.data.preprocessing import AUTHORS, IMAGENET
+from vgg_jax.errors import UserError
 from vgg_jax.weights import download
 from vgg_jax.weights.download import load_pretrained
 from vgg_jax.weights.formats import Loaded, save_file
@@ -92,6 +95,60 @@ def test_authors_weights_are_downloaded_once_and_checked(tmp_path, monkeypatch):
     load_pretrained("vgg16_caffe")
     assert os.listdir(tmp_path / "cache") == ["vgg16_caffe.h5"]
     assert preprocessing == AUTHORS
+
+
+def test_convolutional_part_is_cut_once_and_cached(tmp_path, monkeypatch, narrow):
+    """The second time, the whole file is not needed: it may be gone."""
+    monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path))
+    model = VGG(16, num_classes=3, hidden=(128, 128))
+    variables = variables_of(model)
+    placed = tmp_path / "vgg16.safetensors"
+    save_file(placed, Loaded(model, variables))
+    size = placed.stat().st_size
+    features = {"params": {name: leaves for name, leaves in variables["params"].items() if "conv" in name}}
+    assert_equal_trees(load("vgg16", features_only=True).variables, features)
+    placed.unlink()
+    (cut,) = tmp_path.iterdir()
+    assert cut.stat().st_size < size / 2
+    assert cut.name == f"vgg16_features-{hashlib.sha256(cut.read_bytes()).hexdigest()}.safetensors"
+    announced = []
+    net = load("vgg16", features_only=True, announce=announced.append)
+    assert_equal_trees(net.variables, features)
+    assert (net.model, net.preprocessing, net.classes) == (VGG(16, num_classes=None, hidden=()), IMAGENET, None)
+    assert [net.model for net in announced] == [net.model]
+
+    content = cut.read_bytes()
+    cut.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with raises_user_error("has sha256", "delete the file"):
+        load("vgg16", features_only=True)
+
+
+def test_newer_whole_file_replaces_the_cut_one(tmp_path, monkeypatch, narrow):
+    monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path))
+    model = VGG(11, num_classes=None, hidden=())
+    placed = tmp_path / "vgg11.safetensors"
+    for factor in (1, 2):
+        variables = jax.tree.map(lambda x: x * factor, variables_of(model))  # noqa: B023 - called at once
+        save_file(placed, Loaded(model, variables))
+        later = time.time() + 10 * factor  # the resolution of the file system's clock may be coarse
+        os.utime(placed, (later, later))
+        assert_equal_trees(load("vgg11", features_only=True).variables, variables)
+
+
+def test_features_load_without_a_writable_cache(tmp_path, monkeypatch, narrow, capsys):
+    """A note says that they are not cached."""
+    monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path))
+    model = VGG(11, num_classes=3, hidden=(8, 8))
+    variables = variables_of(model)
+    save_file(tmp_path / "vgg11.safetensors", Loaded(model, variables))
+
+    def full(path, network):
+        raise UserError(f"cannot write {path}: no space left on device")
+
+    monkeypatch.setattr(download, "save_file", full)
+    assert "fc6" not in load("vgg11", features_only=True).variables["params"]
+    assert "the convolutional part is not cached for later calls: cannot write" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["vgg11.safetensors"]
 
 
 def test_unknown_name_lists_the_known_ones():

@@ -1,6 +1,7 @@
 """Pretrained networks by name: downloaded once, checked, and read from the cache afterwards."""
 
 import contextlib
+import glob
 import hashlib
 import http.client
 import os
@@ -12,7 +13,7 @@ from typing import Any
 from vgg_jax.console import Bar
 from vgg_jax.data.preprocessing import AUTHORS, IMAGENET, Preprocessing
 from vgg_jax.errors import UserError
-from vgg_jax.weights.formats import Announce, Loaded, load_file
+from vgg_jax.weights.formats import Announce, Loaded, load_file, save_file, without_head
 from vgg_jax.weights.imagenet_classes import imagenet_classes
 
 # torchvision's ImageNet weights, in timm's repositories on the Hugging Face hub.
@@ -28,6 +29,7 @@ AUTHORS_MD5 = {
     "vgg19_caffe": "cbe5617147190e668d6c5d5026f83318",
 }
 NAMES = (*HUB, *AUTHORS_MD5)
+SHA256_LENGTH = 64  # hexadecimal digits
 
 
 def load_pretrained(name: str, announce: Announce | None = None) -> Loaded:
@@ -48,7 +50,7 @@ def load_pretrained(name: str, announce: Announce | None = None) -> Loaded:
     """
     if name not in NAMES:
         raise UserError(f"found no pretrained network {name!r}; expected one of {', '.join(NAMES)}")
-    placed = os.path.join(cache_dir(), name + (".h5" if name in AUTHORS_MD5 else ".safetensors"))
+    placed = _placed_file(name)
     if name in AUTHORS_MD5:
         if os.path.exists(placed):
             _check(placed, "md5", AUTHORS_MD5[name])
@@ -73,8 +75,56 @@ def _of_imagenet(loaded: Loaded, preprocessing: Preprocessing) -> Loaded:
 def load_weights(name_or_path: str, features_only: bool = False, announce: Announce | None = None) -> Loaded:
     """Load a pretrained network if `name_or_path` is in NAMES, else the network of a file; see `load_file`."""
     if name_or_path in NAMES:
-        return load_pretrained(name_or_path, announce)
+        return load_features(name_or_path, announce) if features_only else load_pretrained(name_or_path, announce)
     return load_file(name_or_path, features_only, announce)
+
+
+def load_features(name: str, announce: Announce | None = None) -> Loaded:
+    """Load the convolutional part of a pretrained network.
+
+    The first time, load the whole network and write its convolutional part to the cache, under the SHA-256 of the file.
+    Later calls check and read only this file: 59 MB of VGG-16 instead of 553. A whole file that was put into the cache
+    afterwards comes first.
+
+    Args:
+      name: as for `load_pretrained`.
+      announce: as for `formats.load_file`.
+
+    Returns:
+      The network without a head, with its preprocessing.
+
+    Raises:
+      UserError: as `load_pretrained`. If the cache cannot be written, a note says so instead.
+    """
+    if cut := _cut_file(name):
+        _check(cut, "sha256", cut.removesuffix(".safetensors")[-SHA256_LENGTH:])
+        return load_file(cut, announce=announce)
+    loaded = without_head(load_pretrained(name, announce and (lambda loaded: announce(without_head(loaded)))))
+    partial = os.path.join(cache_dir(), f"{name}_features-{uuid.uuid4().hex}.safetensors")
+    try:
+        os.makedirs(cache_dir(), exist_ok=True)
+        save_file(partial, loaded)
+        with open(partial, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.replace(partial, os.path.join(cache_dir(), f"{name}_features-{digest}.safetensors"))
+    except (UserError, OSError) as error:
+        return loaded._replace(notes=(*loaded.notes, f"the convolutional part is not cached for later calls: {error}"))
+    return loaded
+
+
+def _cut_file(name: str) -> str | None:
+    """Return the path of the cached convolutional part, or None if a newer whole file is in the cache."""
+    found = glob.glob(os.path.join(glob.escape(cache_dir()), f"{name}_features-{'?' * SHA256_LENGTH}.safetensors"))
+    newest = max(found, key=os.path.getmtime, default=None)
+    placed = _placed_file(name)
+    if newest and os.path.exists(placed) and os.path.getmtime(placed) > os.path.getmtime(newest):
+        return None
+    return newest
+
+
+def _placed_file(name: str) -> str:
+    """Return where the cache has the whole file of a pretrained network."""
+    return os.path.join(cache_dir(), name + (".h5" if name in AUTHORS_MD5 else ".safetensors"))
 
 
 def cache_dir() -> str:
@@ -97,7 +147,7 @@ def _from_hub(name: str, placed: str) -> str:
             f"{huggingface_hub.hf_hub_url(**options)} elsewhere and put it at {placed}"
         ) from None
     stated = os.path.basename(os.path.realpath(path))
-    if len(stated) == 64:  # the length of a SHA-256; only large files are named by theirs
+    if len(stated) == SHA256_LENGTH:  # only large files are named by theirs
         _check(path, "sha256", stated)
     return str(path)
 

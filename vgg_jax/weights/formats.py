@@ -102,6 +102,18 @@ def load_file(path: str | os.PathLike[str], features_only: bool = False, announc
         raise UserError(f"{path}: {error}") from None
 
 
+def without_head(loaded: Loaded) -> Loaded:
+    """Return the convolutional part of a network, without classes and bounds of the image size."""
+    head = loaded.model.head_layers
+    params = {name: leaves for name, leaves in loaded.variables["params"].items() if name not in head}
+    return loaded._replace(
+        model=loaded.model.clone(num_classes=None, hidden=(), conv_head=False),
+        variables={**loaded.variables, "params": params},
+        classes=None,
+        sides=None,
+    )
+
+
 def save_file(path: str | os.PathLike[str], network: Loaded) -> None:
     """Save a network under torchvision's names. The suffix decides the format; the file appears complete or not at all.
 
