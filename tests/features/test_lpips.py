@@ -63,6 +63,33 @@ def images(size, low=-1.0, high=1.0, seed=0, batch=1):
     return first, second
 
 
+def photograph_pairs(count):
+    """Return pairs of crops of two photographs, of odd sizes and values in [-1, 1], each changed in another way."""
+    from sklearn.datasets import load_sample_images
+
+    photographs = [np.float64(x) / 127.5 - 1 for x in load_sample_images().images]
+    rng, pairs = np.random.default_rng(0), []
+    for i in range(count):
+        height, width = (int(x) for x in 17 + 2 * rng.integers(0, 28, 2))  # 17 to 71
+        photograph = photographs[i % 2]
+        top = int(rng.integers(8, photograph.shape[0] - height - 8))
+        left = int(rng.integers(8, photograph.shape[1] - width - 8))
+
+        def crop(down=0, across=0, top=top, left=left, height=height, width=width, photograph=photograph):
+            return photograph[top + down : top + down + height, left + across : left + across + width]
+
+        first = crop()
+        second = (
+            crop(*rng.integers(1, 8, 2)),  # shifted
+            np.clip(first + rng.normal(0, 0.2, first.shape), -1, 1),  # noise
+            np.mean([crop(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)], axis=0),  # blurred
+            np.clip(0.7 * first + 0.2, -1, 1),  # brighter, with less contrast
+            first[:, ::-1],  # flipped
+        )[i % 5]
+        pairs.append((first[None], second[None]))
+    return pairs
+
+
 def torch_tensor(array):
     import torch
 
@@ -83,6 +110,41 @@ def test_distances_equal_those_of_the_package(network, reference, version, spati
             found = lpips(model, variables, first, second, input_range=(low, 1), version=version, spatial=spatial)
         expected = expected.detach().numpy()[:, 0]
         np.testing.assert_allclose(found, expected if spatial else expected[:, 0, 0], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_distances_of_photographs_equal_those_of_the_package(network, single, reference, count):
+    """To 1e-10 in float64 and 1e-5 in float32, on crops of odd sizes; 20 pairs in all eight forms of the call."""
+    options = list(itertools.product(("0.1", "0.0"), (False, True), (False, True)))
+    for first, second in photograph_pairs(count):
+        for version, spatial, normalize in options if count > 1 else options[:1]:
+            images = [(x + 1) / 2 for x in (first, second)] if normalize else (first, second)
+            expected = (
+                reference(version, spatial)(*map(torch_tensor, images), normalize=normalize).detach().numpy()[:, 0]
+            )
+            expected = expected if spatial else expected[:, 0, 0]
+            arguments = dict(input_range=(0 if normalize else -1, 1), version=version, spatial=spatial)
+            with jax.enable_x64(True):
+                found = lpips(*network, *images, **arguments)
+            np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-14)
+            rough = lpips(*single, *map(np.float32, images), **arguments)
+            atol = 1e-5 * expected.max() if spatial else 0  # the map has values near 0, where the images are equal
+            np.testing.assert_allclose(rough, expected, rtol=1e-5, atol=atol)
+
+
+@pytest.mark.slow
+def test_gradients_on_photographs_equal_those_of_the_package(network, reference):
+    """Equal to 1e-8 in float64, relative to the largest, for both versions."""
+    model, variables = network
+    for i, (first, second) in enumerate(photograph_pairs(20)):
+        version = ("0.1", "0.0")[i % 2]
+        tensor = torch_tensor(first).requires_grad_()
+        reference(version)(tensor, torch_tensor(second)).sum().backward()
+        distance = functools.partial(lpips, model, variables, input_range=(-1, 1), version=version)
+        with jax.enable_x64(True):
+            gradient = jax.grad(lambda x, y: distance(x, y).sum())(jnp.asarray(first), second)  # noqa: B023 - called at once
+        expected = np.moveaxis(tensor.grad.numpy(), 1, -1)
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-8 * np.abs(expected).max())
 
 
 @pytest.mark.slow
@@ -151,6 +213,21 @@ def test_bfloat16_keeps_values_and_order(single):
 
 
 @pytest.mark.slow
+def test_bfloat16_keeps_values_and_order_of_photographs(single):
+    """Within 2 %; the order of pairs that differ by more than 5 % is kept."""
+    model, variables = single
+    pairs = [[np.float32(x) for x in pair] for pair in photograph_pairs(20)]
+    exact, rough = (
+        [float(lpips(model.clone(dtype=dtype), variables, *pair, input_range=(-1, 1))[0]) for pair in pairs]
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    np.testing.assert_allclose(rough, exact, rtol=0.02)
+    for i, j in itertools.combinations(range(20), 2):
+        if abs(exact[i] - exact[j]) > 0.05 * max(exact[i], exact[j]):
+            assert (exact[i] < exact[j]) == (rough[i] < rough[j])
+
+
+@pytest.mark.slow
 def test_targets_are_cached_and_shapes_are_free(single):
     """A cached target, a batch of two axes, no batch axis and vmap give the same numbers as pairs of images."""
     model, variables = single
@@ -166,11 +243,32 @@ def test_targets_are_cached_and_shapes_are_free(single):
     assert distance(first, second, spatial=True).shape == (4, 32, 40)
 
 
-@pytest.mark.slow  # the full network
-def test_rematerialization_halves_the_residuals(single):
-    """The gradient is the same; arrays kept for the backward pass at 64x64 are at most half."""
+def bytes_for_backward_pass(function, *arguments):
+    """Return the bytes that the gradient of a function keeps besides arguments and constants; computes nothing."""
     from jax._src.ad_checkpoint import saved_residuals  # print_saved_residuals only prints
 
+    kept = [r for r, why in saved_residuals(function, *arguments) if "argument" not in why and "constant" not in why]
+    return sum(int(np.prod(r.shape)) * r.dtype.itemsize for r in kept)
+
+
+def test_rematerialization_halves_the_arrays_at_256x256():
+    """Batch 8, with the activations of the second images computed in the same pass."""
+    model = VGG(16, num_classes=None, hidden=())
+    images = jax.ShapeDtypeStruct((8, 256, 256, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def loss(x, variables, y, remat):
+        return lpips(model, variables, x, y, input_range=(-1, 1), remat=remat).sum()
+
+    without, with_remat = (
+        bytes_for_backward_pass(functools.partial(loss, remat=remat), images, variables, images)
+        for remat in (False, True)
+    )
+    assert 0 < with_remat <= without / 2
+
+
+@pytest.mark.slow  # the full network
+def test_rematerialization_leaves_the_gradient_unchanged(single):
     model, variables = single
     first, second = (np.float32(x) for x in images((64, 64), batch=2))
     target = lpips_features(model, variables, second, input_range=(-1, 1))
@@ -178,10 +276,7 @@ def test_rematerialization_halves_the_residuals(single):
     def loss(x, remat):
         return lpips(model, variables, x, target, input_range=(-1, 1), remat=remat).sum()
 
-    sizes = []
-    for remat in (False, True):
-        residuals = saved_residuals(functools.partial(loss, remat=remat), first)
-        sizes.append(sum(np.prod(r.shape) * r.dtype.itemsize for r, why in residuals if "constant" not in why))
+    sizes = [bytes_for_backward_pass(functools.partial(loss, remat=remat), first) for remat in (False, True)]
     assert sizes[1] <= sizes[0] / 2
     gradients = [jax.grad(functools.partial(loss, remat=remat))(first) for remat in (False, True)]
     np.testing.assert_allclose(*gradients, atol=1e-6 * np.abs(gradients[0]).max(), rtol=0)
