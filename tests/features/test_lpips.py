@@ -243,16 +243,18 @@ def test_targets_are_cached_and_shapes_are_free(single):
     assert distance(first, second, spatial=True).shape == (4, 32, 40)
 
 
-def bytes_for_backward_pass(function, *arguments):
-    """Return the bytes that the gradient of a function keeps besides arguments and constants; computes nothing."""
-    from jax._src.ad_checkpoint import saved_residuals  # print_saved_residuals only prints
+def bytes_for_backward_pass(function, images, *others):
+    """Return the bytes of all maps that the gradient by the images keeps; computes nothing."""
 
-    kept = [r for r, why in saved_residuals(function, *arguments) if "argument" not in why and "constant" not in why]
-    return sum(int(np.prod(r.shape)) * r.dtype.itemsize for r in kept)
+    def pull_back(images, *others):
+        return jax.vjp(lambda images: function(images, *others), images)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(pull_back, images, *others))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in kept if leaf.shape[:1] == images.shape[:1])
 
 
 def test_rematerialization_halves_the_arrays_at_256x256():
-    """Batch 8, with the activations of the second images computed in the same pass."""
+    """Batch 8, with the activations of the second images computed in the same pass: 2069 and 554 MiB of maps."""
     model = VGG(16, num_classes=None, hidden=())
     images = jax.ShapeDtypeStruct((8, 256, 256, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
