@@ -15,6 +15,7 @@ from vgg_jax.model import VGG
 from vgg_jax.weights.layouts import from_torch
 
 SIZES = ((32, 32), (33, 47))
+ODD_SIZES = ((33, 47), (17, 35), (39, 21), (51, 37), (27, 65))
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +65,13 @@ def images(size, low=-1.0, high=1.0, seed=0, batch=1):
 
 
 def photograph_pairs(count):
-    """Return pairs of crops of two photographs, of odd sizes and values in [-1, 1], each changed in another way."""
+    """Return pairs of crops of two photographs with values in [-1, 1]: five odd sizes, changed in five ways."""
     from sklearn.datasets import load_sample_images
 
     photographs = [np.float64(x) / 127.5 - 1 for x in load_sample_images().images]
     rng, pairs = np.random.default_rng(0), []
     for i in range(count):
-        height, width = (int(x) for x in 17 + 2 * rng.integers(0, 28, 2))  # 17 to 71
+        height, width = ODD_SIZES[(i + i // 5) % 5]
         photograph = photographs[i % 2]
         top = int(rng.integers(8, photograph.shape[0] - height - 8))
         left = int(rng.integers(8, photograph.shape[1] - width - 8))
@@ -82,7 +83,7 @@ def photograph_pairs(count):
         second = (
             crop(*rng.integers(1, 8, 2)),  # shifted
             np.clip(first + rng.normal(0, 0.2, first.shape), -1, 1),  # noise
-            np.mean([crop(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)], axis=0),  # blurred
+            np.mean([crop(y, x) for y in range(-4, 5) for x in range(-4, 5)], axis=0),  # blurred
             np.clip(0.7 * first + 0.2, -1, 1),  # brighter, with less contrast
             first[:, ::-1],  # flipped
         )[i % 5]
@@ -128,7 +129,7 @@ def test_distances_of_photographs_equal_those_of_the_package(network, single, re
                 found = lpips(*network, *images, **arguments)
             np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-14)
             rough = lpips(*single, *map(np.float32, images), **arguments)
-            atol = 1e-5 * expected.max() if spatial else 0  # the map has values near 0, where the images are equal
+            atol = 1e-8 if spatial else 0  # of a map, which has places where the images are almost equal
             np.testing.assert_allclose(rough, expected, rtol=1e-5, atol=atol)
 
 
@@ -214,14 +215,15 @@ def test_bfloat16_keeps_values_and_order(single):
 
 @pytest.mark.slow
 def test_bfloat16_keeps_values_and_order_of_photographs(single):
-    """Within 2 %; the order of pairs that differ by more than 5 % is kept."""
+    """Within 2 % and 3e-5, the rounding of almost equal pairs; the order is kept if they differ by more than 5 %."""
     model, variables = single
     pairs = [[np.float32(x) for x in pair] for pair in photograph_pairs(20)]
     exact, rough = (
         [float(lpips(model.clone(dtype=dtype), variables, *pair, input_range=(-1, 1))[0]) for pair in pairs]
         for dtype in (jnp.float32, jnp.bfloat16)
     )
-    np.testing.assert_allclose(rough, exact, rtol=0.02)
+    np.testing.assert_allclose(rough, exact, rtol=0.02, atol=3e-5)
+    assert sum(distance > 0.01 for distance in exact) >= 10  # to which the 3e-5 adds at most 0.3 %
     for i, j in itertools.combinations(range(20), 2):
         if abs(exact[i] - exact[j]) > 0.05 * max(exact[i], exact[j]):
             assert (exact[i] < exact[j]) == (rough[i] < rough[j])
