@@ -215,15 +215,17 @@ def test_bfloat16_keeps_values_and_order(single):
 
 @pytest.mark.slow
 def test_bfloat16_keeps_values_and_order_of_photographs(single):
-    """Within 2 % and 3e-5, the rounding of almost equal pairs; the order is kept if they differ by more than 5 %."""
+    """Within 2 %, if the images are not almost equal; the order of pairs that differ by more than 5 % is kept."""
     model, variables = single
     pairs = [[np.float32(x) for x in pair] for pair in photograph_pairs(20)]
     exact, rough = (
-        [float(lpips(model.clone(dtype=dtype), variables, *pair, input_range=(-1, 1))[0]) for pair in pairs]
+        np.array([lpips(model.clone(dtype=dtype), variables, *pair, input_range=(-1, 1))[0] for pair in pairs])
         for dtype in (jnp.float32, jnp.bfloat16)
     )
-    np.testing.assert_allclose(rough, exact, rtol=0.02, atol=3e-5)
-    assert sum(distance > 0.01 for distance in exact) >= 10  # to which the 3e-5 adds at most 0.3 %
+    distant = exact > 1e-3
+    assert distant.sum() >= 10
+    np.testing.assert_allclose(rough[distant], exact[distant], rtol=0.02)
+    np.testing.assert_allclose(rough, exact, rtol=0.02, atol=3e-5)  # the rounding of unit vectors
     for i, j in itertools.combinations(range(20), 2):
         if abs(exact[i] - exact[j]) > 0.05 * max(exact[i], exact[j]):
             assert (exact[i] < exact[j]) == (rough[i] < rough[j])
