@@ -17,7 +17,7 @@ def times(torch, channels_last, ours, cached):
 
 
 def test_row_has_the_median_ratio_of_the_best_arm():
-    """Of the rounds' ratios 3, 4 and 1, not the ratio of the medians, 2.5; channels_last is faster in the median."""
+    """The rounds' ratios are 3, 4 and 1; that of the medians is 2.5. In the median, channels_last is faster."""
     results = [times(9, 3, 1, 0.5), times(9, 8, 2, 1), times(1, 5, 5, 5)]
     cells = [cell.strip() for cell in benchmark.row("64:16", results).split("|")[1:-1]]
     assert cells[:6] == ["64:16", "5.000 (torch_channels_last)", "2.000", "1.000", "3.00", "2.00"]

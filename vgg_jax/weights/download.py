@@ -94,7 +94,7 @@ def load_features(name: str, announce: Announce | None = None) -> Loaded:
       The network without a head, with its preprocessing.
 
     Raises:
-      UserError: as `load_pretrained`. If the cache cannot be written, a note says so instead.
+      UserError: as `load_pretrained`. If the cache cannot be written, the result has a note instead.
     """
     if cut := _cut_file(name):
         _check(cut, "sha256", cut.removesuffix(".safetensors")[-SHA256_LENGTH:])
