@@ -64,13 +64,13 @@ def _pool_by_reshape(x: jax.Array) -> jax.Array:
 MAX_POOLS = {"slices": _pool_by_slices, "window": _pool_by_window, "reshape": _pool_by_reshape}
 
 
-def plain_max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
+def plain_max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n rows columns c"]:  # H // 2; JAX has (H - 2) // 2 + 1
     """Return what `max_pool` returns, by Flax's operation, which compiles faster."""
     y: jax.Array = nn.max_pool(x, (2, 2), (2, 2))
     return y
 
 
-def average_pool_2x2(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
+def average_pool_2x2(x: Float[Array, "n h w c"]) -> Float[Array, "n rows columns c"]:
     """Return the 2x2 average pool of stride 2 of maps (N, H, W, C), which drops an odd last row or column."""
     y: jax.Array = nn.avg_pool(x, (2, 2), (2, 2))
     return y
