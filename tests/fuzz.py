@@ -324,6 +324,7 @@ def _read_image(folder: pathlib.Path, name: str, data: bytes) -> Any:
         lambda: read_image(str(path), CIFAR10.view),
         lambda: split.test_view(index)[0],
         lambda: split.pixels(index),
+        lambda: split.size(index),
     ):
         try:
             results.append(read())
@@ -332,6 +333,7 @@ def _read_image(folder: pathlib.Path, name: str, data: bytes) -> Any:
     for error in results:
         if isinstance(error, Exception):
             raise error
+    assert results[3] == results[2][0].shape[:2], (results[3], results[2][0].shape)
     return results
 
 

@@ -24,7 +24,7 @@ TURNS = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
-SIDEWAYS = 5  # Orientations from 5 exchange height and width.
+SIDEWAYS = (5, 6, 7, 8)  # the orientations that exchange height and width
 # The errors of Pillow and of `decode` for a file that is not an intact image.
 DECODING_ERRORS = (ImageError, OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
 
@@ -102,7 +102,7 @@ def file_size(data: bytes, mode: str, exif: bool = True) -> tuple[int, int]:
         try:
             size = _jpeg_size(data)
             if size is not None:
-                return size[::-1] if exif and _jpeg_orientation(data) >= SIDEWAYS else size
+                return size[::-1] if exif and _jpeg_orientation(data) in SIDEWAYS else size
         except ValueError:
             pass  # not a JPEG, or a faulty one
     height, width = decode_file(data, mode, exif).shape[:2]
