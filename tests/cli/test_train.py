@@ -184,7 +184,7 @@ def test_missing_data_without_internet_names_the_paths(tmp_path):
         (["--config=configs/vgg17.py"], "'configs/vgg17.py', which is not a file; expected one"),
         (
             ["--config=vgg17"],
-            "'vgg17', which is not a file; expected one, as configs/digits.py, or one of cifar10_224, dig",
+            "'vgg17', which is not a file; expected one, as configs/digits.py, or one of cifar10_224, cifar10_plain, ",
         ),
         (["--config.batch_size=0"], "config.batch_size is 0; expected 1 or more"),
         (["--config.batch_size=many"], "--config.batch_size=many: invalid literal for int()"),
