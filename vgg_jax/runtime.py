@@ -42,7 +42,8 @@ def apply_defaults() -> bool:
     """
     if not settings_are_on() or has_accelerator():
         return False
-    keep_freed_memory()
+    if not keep_freed_memory.cache_info().currsize:  # a command may have chosen
+        keep_freed_memory()
     if jax.config.values["jax_compilation_cache_dir"] is None:
         use_compilation_cache(shortest=0.1)
     with contextlib.suppress(ImportError, AttributeError):
@@ -54,11 +55,15 @@ def apply_defaults() -> bool:
     return True
 
 
-def configure() -> None:
-    """Apply all settings that a command shares with the others; call it before JAX runs its first program."""
+def configure(one_arena: bool = True) -> None:
+    """Apply all settings that a command shares with the others; call it before JAX runs its first program.
+
+    Args:
+      one_arena: as for `keep_freed_memory`.
+    """
     silence_libraries()
     if settings_are_on():
-        keep_freed_memory()
+        keep_freed_memory(one_arena)
         use_compilation_cache()
 
 
@@ -98,7 +103,7 @@ def use_compilation_cache(shortest: float = 0.0) -> None:
 
 
 @functools.cache
-def keep_freed_memory() -> bool:
+def keep_freed_memory(one_arena: bool = True) -> bool:
     """Make the C library keep freed memory instead of returning it to the system.
 
     XLA:CPU allocates the temporary arrays of a program anew in each run. If they were returned in between, the system
@@ -112,6 +117,11 @@ def keep_freed_memory() -> bool:
     arena of its own, and large arrays in such an arena are returned as before. It needs the GNU C library, and does
     nothing if JAX may use an accelerator.
 
+    Args:
+      one_arena: let all threads share the arena of the main thread. False is for a process whose programs all run in
+        the main thread, without asynchronous dispatch. Its threads compile faster, because they do not wait for one
+        lock: `train.py --config configs/digits.py` takes its first step after 12.6 s instead of 16.5 s.
+
     Returns:
       Whether freed memory is kept.
     """
@@ -119,7 +129,8 @@ def keep_freed_memory() -> bool:
         return False
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        kept = all(mallopt(*setting) for setting in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)))
+        settings = [(M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), *([(M_ARENA_MAX, 1)] if one_arena else [])]
+        kept = all(mallopt(*setting) for setting in settings)
         jax.monitoring.register_event_duration_secs_listener(_bound_freed_memory)
         return kept
     return False

@@ -53,9 +53,9 @@ def _run(argv: list[str]) -> int:
     if HELP & set(argv):
         print(_help(argv))
         return 0
-    configure()
+    configure(one_arena=False)
     joining = _process_flags(argv)
-    # On a CPU, run the steps of an evaluation in turn, as those of training.
+    # On a CPU, run all programs in this thread: the steps of an evaluation in turn, as those of training.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     ignore_abandoned_writes()
     # TFDS and Orbax log, with tracebacks, the errors that this command reports in one line.
