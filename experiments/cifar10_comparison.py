@@ -19,11 +19,21 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from experiments.cifar10_runs import ROOT, commands, data_fields, draw_curves, figures, parser, train, write
+from experiments.cifar10_runs import (
+    ROOT,
+    commands,
+    data_fields,
+    draw_curves,
+    figures,
+    is_finished,
+    parser,
+    train,
+    write,
+)
 from vgg_jax.training.metric_writer import read_metrics
 
 BATCH, RATE, WARMUP = 128, 0.1, 1.0
-# What configs/cifar10_short.py has and a plain PyTorch trainer has not.
+# These turn off what a plain PyTorch trainer does not have.
 OVERRIDES = ("data.alternating_flip=False", "optimizer.ema_decay=0.0", "model.dtype=float32", "whitening=False")
 TRAINER = os.path.join(ROOT, "experiments", "cifar10_torch.py")
 SIDES = ("vgg_jax", "PyTorch")
@@ -57,7 +67,7 @@ def train_pytorch(options: argparse.Namespace, workdir: str, seed: int, compiled
     command = [sys.executable, TRAINER, options.data, "--out", workdir, "--seed", str(seed)]
     command += ["--epochs", str(options.epochs), "--warmup-epochs", str(WARMUP), "--rate", str(RATE)]
     command += ["--train-split", f"train[:{options.images}]", *(["--compile"] if compiled else [])]
-    if not any(line["exit_code"] == 0 for line in commands(workdir)):
+    if not is_finished(workdir):
         clock = time.perf_counter()
         with open(workdir + ".log", "w") as log:
             subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)

@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from experiments.cifar10_runs import commands, data_fields, draw_curves, figures, parser, train, write
+from experiments.cifar10_runs import data_fields, draw_curves, figures, is_finished, parser, train, write
 from experiments.cifar10_test import save_network, test_figures
 
 BATCH = 64
@@ -70,7 +70,7 @@ def main() -> None:
         train("cifar10_plain.py", workdirs[name], fields)
         results: dict[str, dict[str, Any]] = {}
         for finished, path in workdirs.items():
-            if any(line["exit_code"] == 0 for line in commands(path)):
+            if is_finished(path):
                 test = test_figures(path, chosen.data)
                 accuracy = {view: test[view]["accuracy"] for view in test}
                 card = save_network(path, {**settings, "run": finished, "test_accuracy": accuracy})

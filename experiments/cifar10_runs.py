@@ -39,13 +39,18 @@ def data_fields(folder: str, train_split: str, eval_split: str) -> list[str]:
     ]
 
 
+def train_command(config: str, workdir: str, overrides: Sequence[str]) -> list[str]:
+    """Return the command of a run."""
+    command = [sys.executable, os.path.join(ROOT, "train.py"), "--config", os.path.join(ROOT, "configs", config)]
+    return [*command, *(f"--config.{override}" for override in overrides), "--workdir", workdir]
+
+
 def train(config: str, workdir: str, overrides: Sequence[str]) -> None:
     """Run train.py unless the run is finished; resume a stopped one. Log to `workdir`.log.
 
     Each command leaves a line in `workdir`.jsonl: its start in seconds since 1970, its seconds and its exit code.
     """
-    command = [sys.executable, os.path.join(ROOT, "train.py"), "--config", os.path.join(ROOT, "configs", config)]
-    command += [*(f"--config.{override}" for override in overrides), "--workdir", workdir]
+    command = train_command(config, workdir, overrides)
     shown = shlex.join([config, *command[4:-2]])
     if any(line["exit_code"] == 0 and line["command"] == shown for line in commands(workdir)):
         return
@@ -63,6 +68,11 @@ def train(config: str, workdir: str, overrides: Sequence[str]) -> None:
 def commands(workdir: str) -> list[dict[str, Any]]:
     """Return what `train` noted about the commands of a run so far."""
     return read_metrics(workdir + ".jsonl")
+
+
+def is_finished(workdir: str) -> bool:
+    """Return whether a command has brought the run to its end."""
+    return any(line["exit_code"] == 0 for line in commands(workdir))
 
 
 def figures(workdir: str, batch_size: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The search for configs/cifar10_short.py: ten short runs on CIFAR-10, each of which changes one thing.
+"""The search for configs/cifar10_short.py: ten short runs on CIFAR-10. Each run changes one thing.
 
     python experiments/cifar10_search.py DATA [--runs-dir DIR] [--only ARM ...] [--epochs 6] [--images 45000]
 
@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from experiments.cifar10_runs import commands, data_fields, draw_curves, figures, parser, train, write
+from experiments.cifar10_runs import data_fields, draw_curves, figures, is_finished, parser, train, write
 
 HELD_OUT = "train[45000:]"
 OF_VGG16 = ("data.pad_mode=zeros", "optimizer.schedule=cosine")
@@ -87,7 +87,7 @@ def main() -> None:
             *data_fields(chosen.data, f"train[:{chosen.images}]", HELD_OUT),
         ]
         train("cifar10_short.py", workdirs[name], [*fields, *ARMS[name]])
-        finished = [name for name, path in workdirs.items() if any(not line["exit_code"] for line in commands(path))]
+        finished = [name for name, path in workdirs.items() if is_finished(path)]
         results = {name: result_of(name, workdirs[name]) for name in finished}
         report(results, settings, chosen.out)
         print(f"{name}: {results[name]['eval']['accuracy'][-1]:.2%}", flush=True)

@@ -8,12 +8,10 @@ import json
 import os
 from typing import Any
 
-import numpy as np
-
 from vgg_jax import load
 from vgg_jax.data.dataset import open_split
 from vgg_jax.evaluation.posteriors import evaluate_split
-from vgg_jax.evaluation.results import Result, right
+from vgg_jax.evaluation.results import Result, confusion_matrix, right
 from vgg_jax.runtime import configure
 
 VIEWS = {"plain": False, "flip": True}  # by name, whether the logits of the horizontal flip are added
@@ -43,8 +41,7 @@ def test_figures(workdir: str, folder: str) -> dict[str, Any]:
 
 def _figures(result: Result) -> dict[str, Any]:
     """Return the accuracy, that of each class, and the counts of the images by true and predicted class."""
-    matrix = np.zeros((len(result.classes),) * 2, int)
-    np.add.at(matrix, (result.labels, result.posteriors.argmax(1)), 1)
+    matrix = confusion_matrix(result.posteriors, result.labels)
     per_class = matrix.diagonal() / matrix.sum(1)
     return {
         "accuracy": float(right(result).mean()),

@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from experiments.cifar10_runs import ROOT, data_fields, parser, write
+from experiments.cifar10_runs import data_fields, parser, train_command, write
 from vgg_jax.training.metric_writer import read_metrics
 
 MEASURED = ("images_per_second", "model_flops_per_second", "mfu")  # in time
@@ -226,13 +226,7 @@ def main() -> None:
         *data_fields(chosen.data, f"train[:{chosen.images}]", "train[45000:]"),
     ]
     workdirs = {run: os.path.join(chosen.runs_dir, run) for run in ("whole", "interrupted")}
-    command = [
-        sys.executable,
-        os.path.join(ROOT, "train.py"),
-        "--config",
-        os.path.join(ROOT, "configs/cifar10_short.py"),
-    ]
-    command += [f"--config.{field}" for field in fields]
+    command = {run: train_command("cifar10_short.py", workdir, fields) for run, workdir in workdirs.items()}
     path = os.path.join(chosen.runs_dir, "state.json")
     state: dict[str, Any] = {"fields": fields, "events": [], "samples": [], "whole": False}
     if os.path.exists(path):
@@ -242,16 +236,14 @@ def main() -> None:
         raise SystemExit(f"{path} is of other options; expected the same: choose another --runs-dir")
     if not state["whole"]:
         shutil.rmtree(workdirs["whole"], ignore_errors=True)  # a resumed run would not be one without interruption
-        process = Process(
-            [*command, "--workdir", workdirs["whole"]], workdirs["whole"] + ".log", "whole", state["samples"]
-        )
+        process = Process(command["whole"], workdirs["whole"] + ".log", "whole", state["samples"])
         if code := process.end():
             raise SystemExit(f"the run without interruption ended with exit code {code}; see {workdirs['whole']}.log")
         state["whole"] = True
         save(chosen, state)
     steps = read_metrics(os.path.join(workdirs["whole"], "metrics.jsonl"))[-1]["step"]
     log = workdirs["interrupted"] + ".log"
-    interrupt(chosen, [*command, "--workdir", workdirs["interrupted"]], log, steps, state)
+    interrupt(chosen, command["interrupted"], log, steps, state)
     compared = compare(workdirs["whole"], workdirs["interrupted"])
     report(chosen, state, compared)
     print(f"{compared['arrays']} arrays, different: {compared['different'] or 'none'}; see interruptions.md")

@@ -214,6 +214,6 @@ def augment(key: jax.Array, batch: Batch, options: Augmentation) -> Batch:
         )
         normalized += shift / jnp.array(options.std, jnp.float32)
     if options.cutout:
-        # The other keys, and so all draws without cutout, stay as they are.
+        # A key of its own leaves all other random numbers unchanged.
         normalized = cutout(jax.random.fold_in(key, 3), normalized, options.cutout)
     return {**batch, "image": normalized}

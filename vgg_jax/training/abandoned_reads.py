@@ -5,7 +5,7 @@ import logging
 import sys
 from typing import Any
 
-# In messages of Orbax and TensorStore. A read that is waiting when its loop is closed ends with the second one.
+# Texts in the messages of TensorStore and Orbax. A read that waits when its loop is closed ends with the second one.
 OF_READS = ("tensorstore_spec", "Encountered error while reading array index")
 
 

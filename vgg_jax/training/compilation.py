@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 
 from vgg_jax.training.run import Run
+from vgg_jax.training.sharding import with_sharding
 
 
 class Programs(NamedTuple):
@@ -29,10 +30,7 @@ class Compilation:
           run: the run, whose data are in place.
           lengths: the numbers of steps of the programs of training.
         """
-        state = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            *(run.shapes, run.shardings),
-        )
+        state = jax.tree.map(with_sharding, run.shapes, run.shardings)
         threads = ThreadPoolExecutor()
         self._train_steps: dict[int, Future[jax.stages.Compiled]] = {}
         for length in lengths:  # first, because they take longest

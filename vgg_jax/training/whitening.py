@@ -2,8 +2,8 @@
 
 Each channel of conv1_1 then sees one axis. Batch norm gives all axes the same variance: it whitens the patches.
 
-Source: K. Jordan, arXiv:2404.00498, section 3.2. There the layer has
-2x2 kernels and does not train; here it has the network's 3x3 kernels and trains, unless it is frozen.
+Source: K. Jordan, arXiv:2404.00498, section 3.2. There the layer has 2x2 kernels and does not train; here it has the
+network's 3x3 kernels and trains, unless it is frozen.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from vgg_jax.data.augmentation import normalize
 from vgg_jax.training.run import Run
 
-IMAGES = 2048  # enough for a stable covariance of 27 values; a batch is at least read
+IMAGES = 2048  # enough for a stable covariance of 27 values; at least one batch is read
 
 
 def patch_axes(run: Run) -> np.ndarray:
