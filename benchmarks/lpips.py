@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch (%(default)s)")
     options = parser.parse_args(arguments)
-    keep_freed_memory()  # for both sides
+    keep_freed_memory(one_arena=True)  # for both sides
     print(f"JAX {jax.__version__}, PyTorch {version('torch')}, {os.cpu_count()} processors\n")
     print(header(), flush=True)
     for case in options.cases:

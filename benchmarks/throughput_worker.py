@@ -206,7 +206,7 @@ def serve(name: str) -> None:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if name not in PROGRAMS:
-        keep_freed_memory()
+        keep_freed_memory(one_arena=name.startswith("torch"))
     worker = Worker(name)
     for line in sys.stdin:
         question = json.loads(line)

@@ -32,7 +32,7 @@ from vgg_jax.runtime import keep_freed_memory
 
 del os.environ["VGG_JAX_SETTINGS"]  # so that the processes which the tests start have the settings
 
-keep_freed_memory()  # the tests of full networks take a tenth less time
+keep_freed_memory(one_arena=True)  # the tests of full networks take a tenth less time
 
 jax.config.update("jax_num_cpu_devices", 8)
 

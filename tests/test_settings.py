@@ -15,7 +15,8 @@ import jax, jax.numpy as jnp
 """
 STATE = """
 from vgg_jax import VGG, runtime
-print(jax.config.values["jax_compilation_cache_dir"], runtime.keep_freed_memory.cache_info().currsize)
+kept = runtime.keep_freed_memory.cache_info().currsize
+print(jax.config.values["jax_compilation_cache_dir"], kept, jax.config.values["jax_cpu_enable_async_dispatch"])
 """
 RUN = """
 import vgg_jax.model
@@ -46,12 +47,12 @@ def run(code, home, **variables):
 
 
 def test_import_applies_the_settings(tmp_path):
-    assert run(STATE, tmp_path)[0] == f"{tmp_path}/.cache/vgg_jax/compiled 1"
+    assert run(STATE, tmp_path)[0] == f"{tmp_path}/.cache/vgg_jax/compiled 1 False"
 
 
 def test_one_variable_undoes_the_settings(tmp_path):
     commands = "from vgg_jax.runtime import configure\nconfigure()\n"
-    assert run(commands + STATE, tmp_path, VGG_JAX_SETTINGS="off")[0] == "None 0"
+    assert run(commands + STATE, tmp_path, VGG_JAX_SETTINGS="off")[0] == "None 0 True"
     assert not (tmp_path / ".cache").exists()
 
 
@@ -61,17 +62,17 @@ def test_unknown_value_of_the_variable_is_reported(tmp_path):
 
 def test_accelerator_hosts_get_no_settings(tmp_path):
     plugin = "importlib.metadata.entry_points = lambda **group: ('a plug-in',)\n"
-    assert run(plugin + STATE, tmp_path)[0] == "None 0"
+    assert run(plugin + STATE, tmp_path)[0] == "None 0 True"
 
 
 def test_cache_of_the_user_stays(tmp_path):
     mine = f"jax.config.update('jax_compilation_cache_dir', '{tmp_path}/mine')\n"
-    assert run(mine + STATE, tmp_path)[0] == f"{tmp_path}/mine 1"
+    assert run(mine + STATE, tmp_path)[0] == f"{tmp_path}/mine 1 False"
 
 
 def test_cache_that_cannot_be_written_is_left_out(tmp_path):
     (tmp_path / ".cache").write_text("a file")
-    assert run(STATE, tmp_path)[0] == "None 1"
+    assert run(STATE, tmp_path)[0] == "None 1 False"
 
 
 def test_cached_programs_cause_no_output(tmp_path):

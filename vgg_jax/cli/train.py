@@ -53,7 +53,7 @@ def _run(argv: list[str]) -> int:
     if HELP & set(argv):
         print(_help(argv))
         return 0
-    configure(one_arena=False)
+    configure()
     joining = _process_flags(argv)
     # On a CPU, run all programs in this thread: the steps of an evaluation in turn, as those of training.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
