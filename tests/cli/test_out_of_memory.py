@@ -30,18 +30,24 @@ def limit():
 TRAIN = """
 import sys
 from vgg_jax.cli import train
-from vgg_jax.training import session
+from vgg_jax.training import compilation, session
 from tests.narrow import NARROW_TABLE
 import vgg_jax.model
 
 vgg_jax.model.TABLE_1 = NARROW_TABLE
-run_memory = session.run_memory
+result, run_memory = compilation.Compilation.result, session.run_memory
+
+def whole_result(self):
+    programs = result(self)
+    programs.eval_step.result()
+    return programs
 
 def limited(*arguments):
     memory = run_memory(*arguments)
     limit()
     return memory
 
+compilation.Compilation.result = whole_result
 session.run_memory = limited
 sys.exit(train.main())
 """
@@ -72,7 +78,7 @@ def error_of(code, *arguments):
 
 def test_training_names_what_it_needs_and_the_remedies(data_dir, tmp_path):
     fields = (
-        *("model.depth=11", "data.image_size=64", "data.resize=64", "batch_size=256", "data.classes=(0, 1)"),
+        *("model.depth=11", "data.image_size=128", "data.resize=128", "batch_size=256", "data.classes=(0, 1)"),
         *("freeze=('features',)", "model.batch_norm=False", "optimizer.warmup_epochs=0"),
     )
     _, _, *arguments = command("digits.py", tmp_path / "run", data_dir, *fields)

@@ -124,14 +124,14 @@ def test_signal_within_a_block_stops_after_it(config, in_blocks, tmp_path, capsy
 
 
 def test_each_program_is_one_dispatch_without_transfers(config, tmp_path, monkeypatch):
-    """Between the first and the last step nothing is compiled, and nothing is sent implicitly to the devices."""
+    """Between the first report and the last step nothing is compiled or sent implicitly to the devices."""
     calls, compiled = [], []
     call, take = jax.stages.Compiled.__call__, session.Session.take_steps
-    monkeypatch.setattr(jax.stages.Compiled, "__call__", lambda *arguments: (calls.append(1), call(*arguments))[1])
+    monkeypatch.setattr(jax.stages.Compiled, "__call__", lambda *a, **b: (calls.append(1), call(*a, **b))[1])
 
     def guarded(self, steps, inputs):
         take(self, steps, inputs)
-        if steps[0] == 1:
+        if steps[0] == 2:
             monkeypatch.setattr(jax._src.compiler, "compile_or_get_cached", lambda *_, **__: compiled.append(1))
             guard.enter_context(jax.transfer_guard_host_to_device("disallow"))
         if steps[-1] == 18:
@@ -141,7 +141,7 @@ def test_each_program_is_one_dispatch_without_transfers(config, tmp_path, monkey
     once = dict(log_every_steps=1, eval_every_epochs=2, checkpoint_every_epochs=2)
     with contextlib.ExitStack() as guard:
         assert loop.train_and_evaluate(dataclasses.replace(config, **once), str(tmp_path / "run")) == 0
-    assert len(calls) == 18 + 1  # and the batch of the evaluation
+    assert len(calls) == 18 + 2  # the initialization and the batch of the evaluation
     assert compiled == []
 
 

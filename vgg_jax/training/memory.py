@@ -51,14 +51,14 @@ def explains_out_of_memory(config: Config) -> Iterator[dict[str, int]]:
         raise UserError("; ".join([problem, *amounts, remedy])) from error
 
 
-def run_memory(step: jax.stages.Compiled, evaluation: jax.stages.Compiled, state: Any) -> dict[str, int]:
+def run_memory(step: jax.stages.Compiled, evaluation: jax.stages.Compiled | None, state: Any) -> dict[str, int]:
     """Return the memory that a run needs, in bytes; empty if the compiler gives no figures.
 
     Call it when the state and the data are in memory, after `return_freed_memory`.
 
     Args:
       step: the compiled training step, which donates the state.
-      evaluation: the compiled evaluation step.
+      evaluation: the compiled evaluation step; without it, only `peak` and `temporary` are known.
       state: the training state.
 
     Returns:
@@ -67,12 +67,16 @@ def run_memory(step: jax.stages.Compiled, evaluation: jax.stages.Compiled, state
       bytes that this process will hold. This is the sum of the bytes that it holds now, of the larger of `temporary`
       and `evaluation`, and of the host copy of the state for checkpoints.
     """
-    of_step, of_evaluation = step.memory_analysis(), evaluation.memory_analysis()
-    if of_step is None or of_evaluation is None:
+    of_step = step.memory_analysis()
+    if of_step is None:
         return {}
     lasting = of_step.argument_size_in_bytes + of_step.output_size_in_bytes - of_step.alias_size_in_bytes
     temporary = of_step.temp_size_in_bytes
-    memory = {"peak": lasting + temporary, "temporary": temporary, "evaluation": of_evaluation.temp_size_in_bytes}
+    memory = {"peak": lasting + temporary, "temporary": temporary}
+    of_evaluation = None if evaluation is None else evaluation.memory_analysis()
+    if of_evaluation is None:
+        return memory
+    memory["evaluation"] = of_evaluation.temp_size_in_bytes
     held = resident_bytes()
     if jax.default_backend() == "cpu" and held is not None:
         leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]

@@ -59,14 +59,15 @@ class MetricWriter:
             self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - `close` closes it
         self._events = _summary_writer()(workdir, purge_step=start_step + 1)
         self._display = RunDisplay(start_step + offset, num_steps + offset, steps_per_epoch)
-        self._start = self._last = (time.perf_counter(), start_step)
+        self._start_step = start_step
+        self._clock_start = self._last = (time.perf_counter(), start_step)
 
     def train(self, step: int, batch_size: int, metrics: Metrics) -> None:
         """Report the mean `loss`, the `accuracy` or `rmse` and further metrics of the steps since the last call."""
         now = time.perf_counter()
         seconds, steps = now - self._last[0], step - self._last[1]
         self._last = (now, step)
-        left = (now - self._start[0]) / max(step - self._start[1], 1) * (self._num_steps - step)
+        left = (now - self._clock_start[0]) / max(step - self._clock_start[1], 1) * (self._num_steps - step)
         rate = batch_size * steps / max(seconds, 1e-9)
         metrics = {**metrics, "images_per_second": rate}
         if self._flops_per_image:
@@ -82,15 +83,18 @@ class MetricWriter:
         """Show that a step is done, after its report if there is one."""
         self._display.step(step + self._offset)
 
-    def memory(self, step: int, memory: dict[str, int]) -> None:
-        """Report the result of `memory.run_memory` before the first step; only a new run records it."""
-        if step == 0:
-            self._record("memory", step, memory)
+    def memory(self, memory: dict[str, int]) -> None:
+        """Report the result of `memory.run_memory` as that of the start; only a new run records it."""
+        if self._start_step == 0:
+            self._record("memory", 0, memory)
         if self._display.visible:
             self._display.memory(memory)
         else:
-            self._print("memory", step, memory)
-        self._start = self._last = (time.perf_counter(), step)
+            self._print("memory", self._start_step, memory)
+
+    def restart_clock(self, step: int) -> None:
+        """Measure rates and the time left from now on, after this step."""
+        self._clock_start = self._last = (time.perf_counter(), step)
         self._display.restart(step + self._offset)
 
     def eval_batches(self, step: int, loader: Loader, batch_size: int) -> Iterator[Any]:
@@ -168,7 +172,10 @@ class NoMetricWriter:
     def step(self, step: int) -> None:
         """Do nothing."""
 
-    def memory(self, step: int, memory: dict[str, int]) -> None:
+    def memory(self, memory: dict[str, int]) -> None:
+        """Do nothing."""
+
+    def restart_clock(self, step: int) -> None:
         """Do nothing."""
 
     def eval_batches(self, step: int, loader: Loader, batch_size: int) -> Iterator[Any]:

@@ -55,7 +55,9 @@ class Session:
     writer: MetricWriter | NoMetricWriter
     stop: StopSignals
     profile: Profile
+    memory: dict[str, int]  # the result of `run_memory`, for messages; whole after the first report
     train_loss: float | None = None  # the mean of the last report
+    memory_is_reported: bool = False
 
     def take_steps(self, steps: range, inputs: Any) -> None:
         """Advance the state by the steps of one program, and wait for the save that has to be complete by now."""
@@ -82,12 +84,26 @@ class Session:
         skipped = self.averages.skipped
         means["learning_rate"] = self.progress.learning_rate(step, skipped, self._rate_scale)
         self.writer.train(step, self.run.config.step_size, means | ({"skipped": skipped} if skipped else {}))
+        self.report_memory(step)
+
+    def report_memory(self, step: int) -> None:
+        """Report the memory of the run once. It needs the evaluation step, which may still be compiling."""
+        if self.memory_is_reported:
+            return
+        self.memory_is_reported = True
+        return_freed_memory()
+        longest = self.programs.train_steps[max(self.programs.train_steps)]
+        if memory := run_memory(longest, self.programs.eval_step.result(), self.state):
+            self.memory.update(memory)
+            self.writer.memory(memory)
+        self.writer.restart_clock(step)
 
     def evaluate(self, step: int) -> dict[str, float | int]:
         """Evaluate the state, report the result, and update the plateau schedule with it."""
+        self.report_memory(step)
         return_freed_memory()
         batches = self.writer.eval_batches(step, self.run.eval_loader, self.run.config.eval_batch_size)
-        evaluation = evaluate(functools.partial(self.programs.eval_step, self.state), batches)
+        evaluation = evaluate(functools.partial(self.programs.eval_step.result(), self.state), batches)
         return_freed_memory()
         self.writer.evaluation(step, evaluation)
         if self.run.config.loss == "softmax" and self.progress.is_first_evaluation(step):
@@ -108,6 +124,7 @@ class Session:
 
     def save(self, step: int, evaluation: dict[str, float | int] | None, leaving: bool) -> None:
         """Start to save a checkpoint of the state, with its evaluation if there is one."""
+        self.report_memory(step)
         progress = self.averages.state() | carried(self.run.config)
         progress["position"] = self.progress.saved(step, self.averages.skipped, self._rate_scale)
         # A state that no finite step has followed may be the cause. Such a state is saved only at the end.
@@ -165,12 +182,8 @@ def open_session(
     checkpoints.open()
     length = _block_length(run)
     lengths = progress.lengths(length, profile.bounds)
-    with working("lowering the steps of training and evaluation"):
-        compilation = Compilation(run, lengths)
-    if state is None:
-        with working("initializing the network"):
-            state = run.new_state(source, patch_axes(run) if config.whitening else None)
-    else:
+    compilation, state = _compile(run, lengths, state, source)
+    if start:
         log(f"resuming from the checkpoint of step {start} in {workdir}")
     if changes:
         log(changes)
@@ -181,14 +194,33 @@ def open_session(
     averages = MetricAverages(checked_tensors(state), config.max_skipped_steps, saved, config.metric, queue)
     blocks = _start_reading(run, progress, length, profile.bounds, stack)
     stack.enter_context(_names_last_good(checkpoints))
-    with working("compiling the steps of training and evaluation"):
+    with working("compiling the steps of training"):
         programs = compilation.result()
     stop.await_them()
     return_freed_memory()
-    if memory := run_memory(programs.train_steps[max(lengths)], programs.eval_step, state):
-        writer.memory(start, memory)
-        needed.update(memory)
-    return Session(run, workdir, state, progress, blocks, programs, averages, checkpoints, writer, stop, profile)
+    needed.update(run_memory(programs.train_steps[max(lengths)], None, state))
+    session = Session(
+        *(run, workdir, state, progress, blocks, programs, averages, checkpoints, writer, stop, profile, needed)
+    )
+    if jax.default_backend() == "cpu":
+        writer.restart_clock(start)
+    else:
+        session.report_memory(start)
+    return session
+
+
+def _compile(
+    run: Run, lengths: Collection[int], state: TrainState | None, source: Any
+) -> tuple[Compilation, TrainState]:
+    """Start to compile the programs of a run; return them with the state, which is made meanwhile if there is none."""
+    if state is not None:
+        with working("lowering the steps of training"):
+            return Compilation(run, lengths), state
+    axes = patch_axes(run) if run.config.whitening else None
+    with working("lowering the initialization and the steps of training"):
+        new_state, compilation = run.start_state(source, axes), Compilation(run, lengths)
+    with working("initializing the network"):
+        return compilation, new_state.result()
 
 
 def _start_reading(
