@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vgg_jax.errors import UserError
     from vgg_jax.model import VGG
     from vgg_jax.network import Network, load
+    from vgg_jax.weights.folding import fold_batch_norm
     from vgg_jax.weights.layouts import from_torch, to_torch
 
 try:
@@ -25,6 +26,7 @@ __all__ = [
     "UserError",
     "__version__",
     "features",
+    "fold_batch_norm",
     "from_torch",
     "load",
     "to_torch",
@@ -37,6 +39,7 @@ _MODULES = {
     **dict.fromkeys(("Network", "load"), "vgg_jax.network"),
     **dict.fromkeys(("from_torch", "to_torch"), "vgg_jax.weights.layouts"),
     "UserError": "vgg_jax.errors",
+    "fold_batch_norm": "vgg_jax.weights.folding",
     "VGG": "vgg_jax.model",
 }
 

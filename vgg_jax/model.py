@@ -89,6 +89,7 @@ class VGG(nn.Module):
     layers: Layers = FAST  # implementations of the layers
     head_sharding: jax.sharding.Sharding | None = None  # sharding of the dense layers' inputs over devices
     batch_norm_groups: int = 1  # consecutive equal parts of a training batch with batch norm statistics of their own
+    folded: bool = False  # the convolutions contain their batch norm (see weights.folding): evaluation only
 
     def __post_init__(self) -> None:
         classes = self.num_classes
@@ -106,6 +107,7 @@ class VGG(nn.Module):
             (not self.conv_head or (len(self.hidden) == 2 and self.head_pool == "average"),
              f"conv_head is timm's head: it needs two hidden widths and head_pool 'average', not {self.hidden} and "
              f"{self.head_pool!r}"),
+            (not (self.folded and self.batch_norm), "folded is True; expected batch_norm False, because it is folded in"),
             (self.batch_norm_groups > 0, f"batch_norm_groups is {self.batch_norm_groups}; expected 1 or more"),
             (0 <= self.dropout_rate < 1, f"dropout_rate is {self.dropout_rate}; expected at least 0 and below 1"),
             (self.precision in (None, *PRECISIONS),
@@ -246,11 +248,15 @@ class VGG(nn.Module):
           Logits (N, num_classes), or the output of `last_layer` or `final_layer`, in at least float32.
 
         Raises:
-          ValueError: if the images have a wrong shape or dtype.
+          ValueError: if the images have a wrong shape or dtype, or `train` is True and the convolutions contain their
+            batch norm and are not frozen.
         """
         self._check_images(images, last_layer)
         names = self.layer_names
         frozen = self.layers_with_parameters(frozen)
+        if train and self.folded and not {name for name in names if name.startswith("conv")} <= set(frozen):
+            raise ValueError("the convolutions contain their batch norm, which training needs; expected the network "
+                             "before folding: train that one, or freeze the convolutions")  # fmt: skip
         computed = set(names if last_layer is None else names[: names.index(last_layer) + 1])
 
         def run(self: VGG, x: jax.Array, layers: list[Layer]) -> jax.Array:

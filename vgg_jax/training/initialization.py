@@ -26,7 +26,8 @@ def source_variables(config: Config, model: VGG) -> dict[str, Any]:
       model: the network of that run.
 
     Raises:
-      UserError: if the source cannot be read, or all its features are to be taken and differ from those of the model.
+      UserError: if the source cannot be read, all its features are to be taken and differ from those of the model,
+        or convolutions are to be trained that contain their batch norm.
     """
     taken = model.layers_with_parameters(config.init_layers)
     loaded = _load_source(config.init_from, not set(taken) & set(model.head_layers))
@@ -42,6 +43,13 @@ def source_variables(config: Config, model: VGG) -> dict[str, Any]:
         raise UserError(
             f"the features of config.init_from, {config.init_from}, differ from those of config.model: "
             f"it has {'; '.join(differences)}; choose another source, or set config.model to match"
+        )
+    frozen = model.layers_with_parameters(config.freeze)
+    trained = [name for name in taken if name.startswith("conv") and name not in frozen]
+    if source.folded and trained:
+        raise UserError(
+            f"the batch norm of config.init_from, {config.init_from}, is folded into its convolutions, which cannot be "
+            "trained so; expected a network before folding: choose that one, or add 'features' to config.freeze"
         )
     names = output_names(config.data.class_names, model.num_classes)
     if "fc8" in taken and loaded.classes and names and loaded.classes != names:
