@@ -14,6 +14,7 @@ SUBCOMMANDS = {
     "predict": ("predict", "classify images"),
     "explain": ("explain", "show which parts of an image speak for a class"),
     "convert": ("convert", "convert weights from one file format to another"),
+    "export": ("export", "export a network to another program"),
     "prepare": ("prepare", "prepare a data set for training"),
     "statistics": ("statistics", "compute the mean, standard deviation and principal axes of a data set's pixels"),
     "style-transfer": ("style_transfer", "paint one image in the style of another"),

@@ -107,7 +107,7 @@ class VGG(nn.Module):
             (not self.conv_head or (len(self.hidden) == 2 and self.head_pool == "average"),
              f"conv_head is timm's head: it needs two hidden widths and head_pool 'average', not {self.hidden} and "
              f"{self.head_pool!r}"),
-            (not (self.folded and self.batch_norm), "folded is True; expected batch_norm False, because it is folded in"),
+            (not (self.folded and self.batch_norm), "folded is True; expected batch_norm False: it is folded in"),
             (self.batch_norm_groups > 0, f"batch_norm_groups is {self.batch_norm_groups}; expected 1 or more"),
             (0 <= self.dropout_rate < 1, f"dropout_rate is {self.dropout_rate}; expected at least 0 and below 1"),
             (self.precision in (None, *PRECISIONS),

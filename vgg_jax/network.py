@@ -17,6 +17,7 @@ from vgg_jax.data.listing import Image, Path, find_images
 from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError
 from vgg_jax.evaluation.programs import CompiledAhead, outputs_program
+from vgg_jax.export.onnx_file import write_onnx
 from vgg_jax.features.activations import layer_activations
 from vgg_jax.model import VGG
 from vgg_jax.weights.download import NAMES, load_weights
@@ -163,16 +164,24 @@ class Network:
         return activations
 
     def save(self, path: Path) -> None:
-        """Save the network as .safetensors or .pth, with its fields, preprocessing, class names and outputs.
+        """Save the network as .safetensors, .pth or .onnx, with its fields, preprocessing, class names and outputs.
 
         Args:
-          path: the file, which is overwritten if it exists.
+          path: the file, which is overwritten if it exists. An ONNX file has the default choices of
+            `export.onnx_options.OnnxOptions`; use `export.onnx_file.write_onnx` for others.
 
         Raises:
           UserError: if the suffix is another, or the file cannot be written.
         """
-        loaded = Loaded(self.model, self.variables, self.preprocessing, self.classes, self.outputs, sides=self.sides)
-        save_file(path, loaded)
+        if os.fspath(path).lower().endswith(".onnx"):
+            write_onnx(path, self.loaded)
+        else:
+            save_file(path, self.loaded)
+
+    @property
+    def loaded(self) -> Loaded:
+        """Return the network as the functions that write files take it."""
+        return Loaded(self.model, self.variables, self.preprocessing, self.classes, self.outputs, sides=self.sides)
 
     def checked_preprocessing(self) -> Preprocessing:
         """Return the preprocessing; raise UserError if it is unknown or gives other channels than the network takes."""
@@ -246,7 +255,7 @@ def load(
 
     Args:
       source: the name of a pretrained network (see `weights.download.load_pretrained`), a file of weights (.pth,
-        .safetensors, Keras' .h5 or .keras), or the directory of a training run.
+        .safetensors, Keras' .h5 or .keras, ONNX), or the directory of a training run.
       features_only: drop the head, and names that belong to no known head. The convolutional part of a pretrained
         network is cached in a file of its own, which later calls read alone: 59 MB of VGG-16 instead of 553.
       preprocessing: the preprocessing of the network's images, in place of that of the source. By default that of the
@@ -308,7 +317,8 @@ def _read(source: str, features_only: bool, step: str | int, announce: Announce 
         return load_run(source, step)
     if source not in NAMES and not os.path.exists(source):
         raise UserError(
-            f"{source} does not exist; expected a .pth, .safetensors, .h5 or .keras file, a run's directory, or one of "
+            f"{source} does not exist; expected a .pth, .safetensors, .h5, .keras or .onnx file, a run's directory, or one "
+            f"of "
             f"{', '.join(NAMES)}"
         )
     if step != "latest":

@@ -130,9 +130,23 @@ def save_file(path: str | os.PathLike[str], network: Loaded) -> None:
     """
     path = os.fspath(path)
     write = _writer(path)
+    write_atomically(path, lambda partial: write(partial, network))
+
+
+def write_atomically(path: str, write: Callable[[str], None]) -> None:
+    """Write a file under another name first, so that it appears complete or not at all.
+
+    Args:
+      path: the file, which is overwritten if it exists.
+      write: called with the path of the file to write.
+
+    Raises:
+      UserError: if the folder does not exist, or the file cannot be written.
+    """
+    check_folder(path)
     partial = f"{path}.partial"
     try:
-        write(partial, network)
+        write(partial)
         os.replace(partial, path)
     except Exception as error:  # the libraries raise several kinds if the disk is full or read-only
         with contextlib.suppress(OSError):
@@ -154,10 +168,15 @@ def _writer(path: str) -> Callable[[str, Loaded], None]:
     writers = [entry.write for entry in writable if entry.write and suffix in entry.suffixes]
     if not writers:
         raise UserError(f"{path} ends in {suffix!r}; expected {_suffixes(writable, 'or')}")
+    check_folder(path)
+    return writers[0]
+
+
+def check_folder(path: str) -> None:
+    """Raise UserError if the folder of a file to write does not exist."""
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise UserError(f"{folder}, the folder of {os.path.basename(path)}, does not exist; create it first")
-    return writers[0]
 
 
 def _suffixes(formats: list[Format], conjunction: str) -> str:
@@ -205,7 +224,8 @@ def _from_reading(reading: Reading, features_only: bool, forget: Forget = _forge
     return loaded._replace(preprocessing=preprocessing, classes=classes, notes=notes)
 
 
-def _own_metadata(network: Loaded) -> dict[str, str]:
+def own_metadata(network: Loaded) -> dict[str, str]:
+    """Return what a network carries beside its arrays, as the strings to store in a file."""
     return to_json(Stated(network.model, network.preprocessing, network.classes, network.outputs, network.sides))
 
 
@@ -250,7 +270,7 @@ def _read_pth(path: str, features_only: bool) -> Loaded:
 
 
 def _write_pth(path: str, network: Loaded) -> None:
-    write_tensors(path, to_torch(network.model, network.variables), _own_metadata(network))
+    write_tensors(path, to_torch(network.model, network.variables), own_metadata(network))
 
 
 # --- .safetensors: names of torchvision or timm; our files have metadata
@@ -270,7 +290,7 @@ def _read_safetensors(path: str, features_only: bool) -> Loaded:
 
 
 def _write_safetensors(path: str, network: Loaded) -> None:
-    safetensors.numpy.save_file(to_torch(network.model, network.variables), path, _own_metadata(network))
+    safetensors.numpy.save_file(to_torch(network.model, network.variables), path, own_metadata(network))
 
 
 # --- Keras: legacy .h5, .weights.h5 and .keras

@@ -1,0 +1,1 @@
+"""Networks out: to the programs where they are deployed."""
