@@ -317,9 +317,8 @@ def _read(source: str, features_only: bool, step: str | int, announce: Announce 
         return load_run(source, step)
     if source not in NAMES and not os.path.exists(source):
         raise UserError(
-            f"{source} does not exist; expected a .pth, .safetensors, .h5, .keras or .onnx file, a run's directory, or one "
-            f"of "
-            f"{', '.join(NAMES)}"
+            f"{source} does not exist; expected a .pth, .safetensors, .h5, .keras or .onnx file, a run's directory, or "
+            f"one of {', '.join(NAMES)}"
         )
     if step != "latest":
         raise UserError(f"step is {step}, but {source} is not the directory of a run; expected one: leave out the step")

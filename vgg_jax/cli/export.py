@@ -39,13 +39,14 @@ def export(options: argparse.Namespace) -> int:
     )
     net = load_network(source, options)
     loaded = net.loaded
+    norm = " with batch norm" if net.model.batch_norm else ""
     if options.int8:
         count = write_int8(target, loaded, options.int8, choices)
-        kind = f"int8, calibrated by {count} images"
+        norm = f"{norm and norm + ' folded'} in int8, calibrated by {count} images"
     else:
         write_onnx(target, loaded, choices)
-        kind = "batch norm folded" if choices.fold and net.model.batch_norm else "float32"
-    print(f"{target}: {_name(net.model)}, {kind}, {os.path.getsize(target) / 1e6:,.1f} MB")
+        norm += " folded" if choices.fold and norm else ""
+    print(f"{target}: VGG-{net.model.depth}{norm}, {os.path.getsize(target) / 1e6:,.1f} MB")
     if net.preprocessing is None:
         note(f"{target} states no preprocessing, because {source} does not; add --preprocessing NAME")
     if options.check:

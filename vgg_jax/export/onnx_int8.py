@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 
 from vgg_jax.console import counted, note
-from vgg_jax.data.image_files import ImageError, read_image
+from vgg_jax.data.image_files import read_image
 from vgg_jax.data.listing import find_images
 from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError, require
@@ -89,7 +89,7 @@ class Calibration:
         for path in counted(paths, len(paths), "calibration", "images"):
             try:
                 image = read_image(path, lambda image: graph_input(image, preprocessing, options))
-            except ImageError as error:
+            except UserError as error:
                 note(f"skipped: {error}")
                 continue
             self.count += 1
