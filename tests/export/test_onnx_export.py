@@ -14,7 +14,7 @@ from tests.conftest import photographs, raises_user_error, relative_error
 from tests.weights.test_folding import network
 from vgg_jax import AUTHORS, CIFAR10, IMAGENET, VGG, Network
 from vgg_jax.data.preprocessing import Preprocessing
-from vgg_jax.export.onnx_file import onnx_runtime, write_onnx
+from vgg_jax.export.onnx_file import write_onnx
 from vgg_jax.export.onnx_int8 import graph_input
 from vgg_jax.export.onnx_options import OnnxOptions
 from vgg_jax.model import PLAIN
@@ -103,7 +103,7 @@ def test_file_states_all_that_the_network_carries(tmp_path):
     [(IMAGENET, 3, "NHWC"), (AUTHORS, 3, "NCHW"), (Preprocessing(40, 32, (0.5,), (0.2,), "L"), 1, "NCHW")],
 )
 def test_pixels_are_normalized_inside(preprocessing, channels, layout, tmp_path):
-    """A photograph as uint8 gives the logits of the preprocessed photograph; the graph takes RGB, whatever the order."""
+    """A photograph as uint8 gives the logits of the preprocessed photograph; the graph takes RGB or gray."""
     model = VGG(11, num_classes=5, pool_size=1, hidden=())
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, channels)))
     draw = np.random.default_rng(0)

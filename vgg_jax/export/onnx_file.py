@@ -8,13 +8,13 @@ import numpy as np
 
 from vgg_jax.errors import UserError, require
 from vgg_jax.export.onnx_graph import onnx_model
-from vgg_jax.export.onnx_options import OnnxOptions
+from vgg_jax.export.onnx_options import DEFAULT, OnnxOptions
 from vgg_jax.weights.formats import Loaded, check_folder, write_atomically
 
 LARGEST = 2**31 - 1  # bytes of a protocol buffer
 
 
-def write_onnx(path: str | os.PathLike[str], network: Loaded, options: OnnxOptions = OnnxOptions()) -> None:
+def write_onnx(path: str | os.PathLike[str], network: Loaded, options: OnnxOptions = DEFAULT) -> None:
     """Write a network as an ONNX file, which appears complete or not at all.
 
     Args:

@@ -18,14 +18,14 @@ from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError, require
 from vgg_jax.export.onnx_file import check_onnx_target, write_bytes
 from vgg_jax.export.onnx_graph import INPUT, onnx_model
-from vgg_jax.export.onnx_options import OnnxOptions
+from vgg_jax.export.onnx_options import DEFAULT, OnnxOptions
 from vgg_jax.weights.formats import Loaded, write_atomically
 
 MOST_IMAGES = 500  # for calibration: more change the ranges of the activations little
 
 
 def write_int8(
-    path: str | os.PathLike[str], network: Loaded, folder: str | os.PathLike[str], options: OnnxOptions = OnnxOptions()
+    path: str | os.PathLike[str], network: Loaded, folder: str | os.PathLike[str], options: OnnxOptions = DEFAULT
 ) -> int:
     """Write a network as an ONNX file whose weights and activations are 8-bit integers.
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from vgg_jax.errors import require
+from vgg_jax.ops.pool_windows import averaging_matrix, window_rows
 
 OPSET, IR_VERSION = 17, 8  # of 2022: old enough for every runtime in use
 
@@ -64,26 +65,6 @@ def pool_to(
     rows, columns = (averaging_matrix(*pair) for pair in zip(size, target, strict=True))
     x = graph.add("MatMul", x, graph.constant(f"{name}.columns", columns.T), name=f"{name}_columns")
     return graph.add("MatMul", graph.constant(f"{name}.rows", rows), x, name=name)
-
-
-def windows(side: int, target: int) -> list[tuple[int, int]]:
-    """Return the first row and the row after the last of each window of PyTorch's adaptive pools."""
-    return [(i * side // target, -(-(i + 1) * side // target)) for i in range(target)]
-
-
-def averaging_matrix(side: int, target: int) -> np.ndarray:
-    """Return the matrix (target, side) in float32 whose product with rows is their average in each window."""
-    matrix = np.zeros((target, side), np.float32)
-    for row, (first, after) in zip(matrix, windows(side, target), strict=True):
-        row[first:after] = 1 / (after - first)
-    return matrix
-
-
-def window_rows(side: int, target: int) -> tuple[np.ndarray, int]:
-    """Return the rows of all windows, one after the other, and their length: shorter windows repeat their last row."""
-    longest = max(after - first for first, after in windows(side, target))
-    rows = [min(first + i, after - 1) for first, after in windows(side, target) for i in range(longest)]
-    return np.array(rows, np.int64), longest
 
 
 def _max_of_windows(graph: Graph, x: str, size: tuple[int, int], target: tuple[int, int], name: str) -> str:

@@ -79,3 +79,6 @@ class OnnxOptions:
         for holds, problem in problems:
             if not holds:
                 raise UserError(problem)
+
+
+DEFAULT = OnnxOptions()

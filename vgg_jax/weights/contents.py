@@ -50,9 +50,6 @@ def describe_content(path: str) -> str | None:
         return f"a TensorFlow checkpoint of {size:,} bytes; {EXPORT}"
     if head[4:8] == b"TFL3":
         return f"a TensorFlow Lite network of {size:,} bytes; {EXPORT}"
-    # ONNX is a protocol buffer: field 1 is the small number of its version, field 2 the name of its producer.
-    if head[:1] == b"\x08" and head[1:2] < b"\x20" and head[2:3] in (b"\x12", b":", b"B"):
-        return f"an ONNX network of {size:,} bytes; save the state dict of the network that it was exported from"
     return _describe_text(head, size)
 
 

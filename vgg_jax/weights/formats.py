@@ -1,4 +1,4 @@
-"""File formats of weights: .pth, .safetensors and Keras' files, each an entry of the table FORMATS."""
+"""File formats of weights: .pth, .safetensors, Keras' and ONNX files, each an entry of the table FORMATS."""
 
 import contextlib
 import dataclasses
@@ -19,6 +19,9 @@ from vgg_jax.weights.keras_files import is_keras_archive, read_keras_file
 from vgg_jax.weights.keras_networks import from_keras
 from vgg_jax.weights.layouts import to_torch, to_variables, variable_shapes
 from vgg_jax.weights.metadata import Stated, attached_to, from_json, to_json
+from vgg_jax.weights.onnx_facts import onnx_facts
+from vgg_jax.weights.onnx_files import is_onnx, read_onnx_file
+from vgg_jax.weights.onnx_networks import from_onnx
 from vgg_jax.weights.pickles import read_content, write_tensors
 from vgg_jax.weights.state_dicts import Reading, read_checkpoint, read_state_dict
 from vgg_jax.weights.tensor_file import open_tensor_file
@@ -311,8 +314,19 @@ def _read_keras(path: str, features_only: bool) -> Loaded:
     return loaded._replace(classes=imagenet_classes()) if is_authors else loaded
 
 
+# --- ONNX: graphs of vgg_jax and others
+
+
+def _read_onnx(path: str, features_only: bool) -> Loaded:
+    file = read_onnx_file(path)
+    network = from_onnx(file, features_only)
+    facts = onnx_facts(file, network, features_only)
+    return _from_arrays(network.arrays, facts.model, _forget_nothing)._replace(**facts._asdict())
+
+
 FORMATS = [
     Format("PyTorch", (".pth", ".pt"), _is_pth, _read_pth, _write_pth),
     Format("safetensors", (".safetensors",), _is_safetensors, _read_safetensors, _write_safetensors),
     Format("Keras", (".h5", ".hdf5", ".keras"), _is_keras, _read_keras),
+    Format("ONNX", (".onnx",), is_onnx, _read_onnx),
 ]
