@@ -264,7 +264,7 @@ def test_prediction_needs_only_the_core_packages(weights, net, tmp_path):
 
 def test_public_names():
     names = {"AUTHORS", "CIFAR10", "IMAGENET", "VGG", "Network", "UserError", "__version__", "features"}
-    assert set(vgg_jax.__all__) == names | {"from_torch", "load", "to_torch"}
+    assert set(vgg_jax.__all__) == names | {"fold_batch_norm", "from_torch", "load", "to_torch"}
     assert all(hasattr(vgg_jax, name) for name in vgg_jax.__all__)
 
 

@@ -70,6 +70,10 @@ def test_page_snippets_run(name, readme, monkeypatch):
         assert namespace["gradient"].any()
     if name == "training.md":
         assert int(namespace["state"].step) == 1
+    if name == "onnx.md":
+        assert namespace["probabilities"].shape == (5, 10)
+        assert namespace["side"] == 32
+        assert max(namespace["error"], namespace["difference"]) < 1e-4
     if name == "evaluation.md":
         assert namespace["scores"].shape == (1, 1000)
 

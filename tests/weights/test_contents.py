@@ -46,7 +46,6 @@ CONTENTS = {
     "empty": (lambda: b"", "is an empty file (0 bytes); download it again"),
     "text": (lambda: "größe\n".encode() * 1000, "is a text file of 8,000 bytes; choose the file of the weights"),
     "json": (lambda: json.dumps({"model": "vgg"}).encode(), "is a text file of 16 bytes (JSON)"),
-    "onnx": (lambda: b"\x08\x07\x12\x07pytorch\x1a\x051.9.0" + bytes(50), "is an ONNX network of 68 bytes"),
     "tensorflow": (lambda: bytes(90) + bytes.fromhex("57fb808b247547db"), "is a TensorFlow checkpoint of 98 bytes"),
     "tensorflow index": (lambda: b'model_checkpoint_path: "vgg_16.ckpt"\n', "(the index of a TensorFlow checkpoint)"),
     "npz": (npz, "is a NumPy archive (.npz)"),
@@ -68,7 +67,7 @@ def test_other_contents_are_named(kind, suffix, tmp_path):
     content, expected = CONTENTS[kind]
     path = tmp_path / f"vgg16.{suffix}"
     path.write_bytes(content())
-    known = "expected a .pth, .pt, .safetensors, .h5, .hdf5 or .keras file"
+    known = "expected a .pth, .pt, .safetensors, .h5, .hdf5, .keras or .onnx file"
     with raises_user_error(f"vgg16.{suffix} ", expected, known):
         load_file(path)
 

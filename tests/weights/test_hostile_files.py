@@ -27,7 +27,7 @@ def test_wrong_files_are_named_and_refused(tmp_path):
     with raises_user_error("nowhere.pth does not exist"):
         load_file(tmp_path / "nowhere.pth")
     (tmp_path / "a.bin").write_bytes(b"x")
-    with raises_user_error("a.bin", "expected a .pth, .pt, .safetensors, .h5, .hdf5 or .keras file"):
+    with raises_user_error("a.bin", "expected a .pth, .pt, .safetensors, .h5, .hdf5, .keras or .onnx file"):
         load_file(tmp_path / "a.bin")
     for name in ("cut.safetensors", "cut.pth", "cut.h5"):
         (tmp_path / name).write_bytes(b"\x00" * 100)

@@ -191,7 +191,7 @@ def _from_file(tensor: Any, dtype: np.dtype, shape: tuple[int, ...], path: str) 
         raise UserError(f"{location[:80]} is missing, which holds its tensors: put it into the folder of the graph")
     if length != expected or offset + length > os.path.getsize(beside):
         raise UserError(
-            f"{location[:80]} has {os.path.getsize(beside):,} bytes; expected {expected:,} at {offset:,} for the tensor "
+            f"{location[:80]} has {os.path.getsize(beside):,} bytes; expected {expected:,} at {offset:,} for "
             f"{tensor.name!r}: copy the file that belongs to the graph"
         )
     if not expected:

@@ -48,7 +48,7 @@ def conv(walk: Walk, node: Node) -> None:
     if walk.side("C") not in (None, inputs):
         walk.refuse(node, f"it takes {inputs} channels, and its maps have {walk.side('C')}")
     padding = _padding(walk, node, sides[0])
-    if padding not in (0, sides[0] // 2) or sides[0] % 2 == 0 and padding:
+    if padding not in (0, sides[0] // 2) or (padding and sides[0] % 2 == 0):
         walk.refuse(node, f"it has a kernel of {sides[0]}x{sides[0]} and a padding of {padding}; expected 3x3 and 1")
     has_bias = len(node.inputs) > 2 and node.inputs[2]
     bias = constant(walk, node, 2, 1) if has_bias else np.zeros(outputs, kernel.dtype)

@@ -11,9 +11,10 @@ from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
 from vgg_jax.weights import onnx_head, onnx_layers
 from vgg_jax.weights.layouts import table
+from vgg_jax.weights.onnx_adaptive import adaptive_pool
 from vgg_jax.weights.onnx_files import Node, OnnxFile
 from vgg_jax.weights.onnx_trunk import Trunk, fold_some, match_trunk
-from vgg_jax.weights.onnx_walk import Found, Misfit, Walk, arithmetic, consumers, start, transpose
+from vgg_jax.weights.onnx_walk import AXES, Found, Misfit, Walk, arithmetic, consumers, start, transpose
 
 SKIPPED = ("Identity", "Dropout", "Cast")
 HANDLERS: dict[str, Callable[[Walk, Node], None]] = {
@@ -100,13 +101,14 @@ def _follow(walk: Walk, file: OnnxFile, features_only: bool) -> tuple[list[str],
                     walk.refuse(node, "a VGG has no such operation")
                 handler(walk, node)
         except Misfit:
+            if _skip_adaptive_pool(walk):
+                continue
             if features_only and any(layer.kind == "conv" for layer in walk.layers):
                 return notes, node
             raise
         if not node.outputs:
             walk.refuse(node, "it has no output")
-        walk.tensor = node.outputs[0]
-        walk.shapes[walk.tensor] = [walk.side(letter) for letter in walk.order]
+        walk.move(node.outputs[0])
     if walk.tensor not in file.outputs:
         raise UserError(
             f"its chain of layers ends with {walk.tensor[:80]!r}; expected an output of the graph, "
@@ -116,6 +118,21 @@ def _follow(walk: Walk, file: OnnxFile, features_only: bool) -> tuple[list[str],
         others = [name for name in file.outputs if name != walk.tensor]
         notes.append(f"its other outputs are left out: {', '.join(others)[:80]}")
     return notes, None
+
+
+def _skip_adaptive_pool(walk: Walk) -> bool:
+    """Return whether an adaptive pool of many nodes follows the last layer; if so, add it."""
+    tensor, order = walk.mark
+    if not walk.layers or walk.layers[-1].kind not in ("relu", "pool") or order != list(AXES):
+        return False
+    found = adaptive_pool(walk, tensor)
+    if found is None:
+        return False
+    node, output, target = found
+    walk.layers.append(Found("head_pool", node, pool="average", target=target))
+    walk.order, walk.sides = order, walk.sides | dict.fromkeys("HW", target)
+    walk.move(output)
+    return True
 
 
 def _with_head(walk: Walk, layers: list[Found], trunk: Trunk, is_cut: bool) -> OnnxNetwork:
@@ -182,7 +199,7 @@ def _dense_layers(after: list[Found]) -> tuple[list[Found], bool, Found | None]:
         is_dense = layer.kind in ("dense", "conv")
         if is_dense and before == "dense":
             _refuse(layer, "a ReLU between dense layers")
-        if layer.kind == "conv" and (flat or averaged or layer.kernel != 1 and dense):
+        if layer.kind == "conv" and (flat or averaged or (dense and layer.kernel != 1)):
             _refuse(layer, "dense layers in the head")
         if layer.kind == "dense" and not flat:
             _refuse(layer, "a flattened map before it")

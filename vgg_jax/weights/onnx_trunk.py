@@ -1,6 +1,7 @@
 """The convolutional part of an ONNX graph, compared with each column of Table 1."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def match_trunk(layers: list[Found]) -> Trunk:
 
 
 def _match(layers: list[Found], model: VGG) -> tuple[Trunk | None, int, str]:
-    """Return the trunk of a column, or None with the place of the first layer that does not fit and what was expected."""
+    """Return the trunk of a column, or None, the place of the first layer that does not fit, and what was expected."""
     place, last, names, pools = 0, "", dict[int, str](), list[int]()
     ends = False
     for stage, expected_layers in enumerate(model.stages, 1):
@@ -102,7 +103,7 @@ def _match(layers: list[Found], model: VGG) -> tuple[Trunk | None, int, str]:
     is_head = after is None or after.kind not in TRUNK[:-1] or (after.kind == "conv" and after.kernel != 3)
     if not is_head:
         return None, place, "the head of a VGG"
-    convs = [layer.name for layer in sum(model.stages, []) if layer.kind == "conv"]
+    convs = [layer.name for layer in itertools.chain(*model.stages) if layer.kind == "conv"]
     is_complete = len(convs) == sum(name.startswith("conv") for name in names.values())
     shortened = model.clone(pool_after=tuple(pools) if is_complete else _pools_before(model, last, pools))
     return Trunk(shortened, names, place, last, is_complete), place, ""

@@ -51,6 +51,16 @@ class Walk:
     layers: list[Found] = dataclasses.field(default_factory=list)
     input_side: int | None = None  # of square images; None: unknown
 
+    marked: int = 0  # the number of layers at the mark
+    mark: tuple[str, list[str]] = ("", [])  # the tensor after the last layer, and its axes
+
+    def move(self, tensor: str) -> None:
+        """Move to the output of the node that was followed."""
+        self.tensor = tensor
+        self.shapes[tensor] = [self.side(letter) for letter in self.order]
+        if len(self.layers) > self.marked:
+            self.marked, self.mark = len(self.layers), (tensor, list(self.order))
+
     def refuse(self, node: Node, reason: str) -> NoReturn:
         """Raise Misfit for a node."""
         raise Misfit(f"its {node} does not fit a VGG: {reason}")
