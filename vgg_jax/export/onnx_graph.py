@@ -10,7 +10,7 @@ from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.export.onnx_nodes import IR_VERSION, OPSET, Graph, pool_to
 from vgg_jax.export.onnx_options import OnnxOptions
 from vgg_jax.model import VGG, Layer
-from vgg_jax.weights.folding import fold_batch_norm
+from vgg_jax.weights.folding import batch_norm_epsilon, fold_batch_norm
 from vgg_jax.weights.formats import Loaded, own_metadata
 from vgg_jax.weights.layouts import table
 
@@ -87,7 +87,7 @@ def _add_stages(graph: Graph, model: VGG, weights: dict[str, list[str]], x: str,
                 padding = [side // 2] * 4
                 x = graph.add("Conv", x, *weights[layer.name], name=layer.name, kernel_shape=[side, side], pads=padding)
             case "bn":
-                epsilon = float(model.layers.norm().epsilon)
+                epsilon = batch_norm_epsilon(model)
                 x = graph.add("BatchNormalization", x, *weights[layer.name], name=layer.name, epsilon=epsilon)
             case "relu":
                 x = graph.add("Relu", x, name=layer.name)

@@ -61,12 +61,20 @@ def write_int8(
             f"the size is {options.size}; expected that of the preprocessing, {view}, in which the images for "
             "calibration are: add --resize and --crop, or leave out the size"
         )
+    if not os.path.isdir(folder):
+        raise UserError(f"{os.fspath(folder)} is no folder; expected one with images for calibration: choose another")
     paths = [image for _, image in find_images(os.fspath(folder)) if isinstance(image, str)]
     count = min(len(paths), MOST_IMAGES)
     calibration = Calibration([paths[i * len(paths) // count] for i in range(count)], preprocessing, options)
-    quantized = _quantize(onnx_model(_in_float32(network), options), calibration)
-    if not calibration.count:
-        raise UserError(f"{os.fspath(folder)} has no image that can be read; expected some for calibration")
+    model = onnx_model(_in_float32(network), options)
+    try:
+        quantized = _quantize(model, calibration)
+    except ValueError:
+        if calibration.count:
+            raise
+        raise UserError(
+            f"{os.fspath(folder)} has no image that can be read; expected some for calibration: choose another folder"
+        ) from None
     write_atomically(path, lambda partial: write_bytes(partial, quantized.SerializeToString()))
     return calibration.count
 

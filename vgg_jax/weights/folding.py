@@ -26,7 +26,7 @@ def fold_batch_norm(model: VGG, variables: Mapping[str, Any]) -> tuple[VGG, dict
     if not model.batch_norm:
         return model, dict(variables)
     dtype = jnp.promote_types(model.param_dtype, jnp.float32)
-    params, epsilon = variables["params"], float(model.layers.norm().epsilon)
+    params, epsilon = variables["params"], batch_norm_epsilon(model)
     folded = {}
     for name, leaves in params.items():
         if name.startswith("bn"):
@@ -40,6 +40,12 @@ def fold_batch_norm(model: VGG, variables: Mapping[str, Any]) -> tuple[VGG, dict
     final = model.final_layer
     final = final.replace("bn", "conv") if final else None
     return model.clone(batch_norm=False, folded=True, final_layer=final, param_dtype=dtype), {"params": folded}
+
+
+def batch_norm_epsilon(model: VGG) -> float:
+    """Return the constant that the batch norm of a network adds to the variance."""
+    norm: Any = model.layers.norm()
+    return float(norm.epsilon)
 
 
 def folded_arrays(

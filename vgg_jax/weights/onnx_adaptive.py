@@ -28,14 +28,14 @@ def adaptive_pool(walk: Walk, tensor: str) -> tuple[Node, str, int] | None:
     Returns:
       None if no such nodes follow, or they compute something else.
     """
-    sides = [walk.side(letter) for letter in "HW"]
-    if any(side is None or side > LARGEST_SIDE for side in sides):
+    height, width = walk.side("H"), walk.side("W")
+    if height is None or width is None or max(height, width) > LARGEST_SIDE:
         return None
     nodes = _until_one_tensor(walk, tensor)
     if not nodes:
         return None
     last = nodes[-1]
-    maps = np.random.default_rng(0).standard_normal((2, walk.side("C") or 1, *sides)).astype(np.float32)
+    maps = np.random.default_rng(0).standard_normal((2, walk.side("C") or 1, height, width)).astype(np.float32)
     pooled = _computed(walk, nodes, tensor, maps)
     if pooled is None or pooled.ndim != 4 or pooled.shape[:2] != maps.shape[:2]:
         return None

@@ -51,13 +51,15 @@ def onnx_facts(file: OnnxFile, network: OnnxNetwork, features_only: bool) -> Fac
             seen, classes = IMAGENET, None if features_only else imagenet_classes()
             notes.append("torchvision's layout with 1000 classes: taken for ImageNet's preprocessing and classes")
         return Facts(model, seen, classes, network.outputs, tuple(notes), network.sides)
-    preprocessing = stated.preprocessing
+    preprocessing, is_described = stated.preprocessing, _is_described(network, stated)
+    if is_described:
+        notes.clear()
     if seen is not None and not _agree(seen, preprocessing):
         preprocessing = seen
         notes.append(
             "the graph normalizes pixels otherwise than its metadata state: the graph's normalization is taken"
         )
-    if _is_described(network, stated):
+    if is_described:
         return Facts(stated.model, preprocessing, stated.classes, stated.outputs, tuple(notes), stated.sides)
     if not features_only:
         notes.append("the network that vgg_jax described in the file is another one; read off the graph instead")

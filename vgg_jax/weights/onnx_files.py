@@ -3,7 +3,8 @@
 import contextlib
 import math
 import os
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def is_onnx(path: str) -> bool:
     return False
 
 
-def _varint(file: Any) -> int | None:
+def _varint(file: BinaryIO) -> int | None:
     """Return the next number of variable length; None if there is none."""
     number = 0
     for shift in range(0, 70, 7):
@@ -116,7 +117,7 @@ def read_onnx_file(path: str) -> OnnxFile:
 
 
 def _node(number: int, node: Any, types: Any) -> Node:
-    readers = {
+    readers: dict[int, Callable[[Any], Any]] = {
         types.FLOAT: lambda a: a.f,
         types.INT: lambda a: a.i,
         types.STRING: lambda a: a.s.decode(errors="replace"),

@@ -8,6 +8,8 @@ from vgg_jax.ops.pool_windows import averaging_matrix, window_rows
 from vgg_jax.weights.onnx_files import Node
 from vgg_jax.weights.onnx_walk import Found, Walk, constant
 
+UNKNOWN = 2**20  # stands for an unknown side, which may be more than 1
+
 
 def pool(walk: Walk, node: Node) -> None:
     """Follow a pool of windows: 2x2 maxima after a stage, or a pool before the head."""
@@ -32,6 +34,7 @@ def pool(walk: Walk, node: Node) -> None:
         walk.refuse(node, f"its windows are {window} with strides {strides}; expected equal ones, as 2x2 with stride 2")
     for letter, side, n in zip(letters, sides, window, strict=True):
         walk.sides[letter] = None if side is None else side // n
+    changes = tuple((side or 0, walk.side(letter) or 0) for letter, side in zip(letters, sides, strict=True))
     if walk.gathered:
         _overlapping(walk, node, window)
     elif kind == "max" and window == [2, 2]:
@@ -40,7 +43,9 @@ def pool(walk: Walk, node: Node) -> None:
         target = walk.side("H") if walk.side("H") == walk.side("W") else None
         if window != [1, 1] and target is None:
             walk.refuse(node, f"it gives maps of {[walk.side(letter) for letter in letters]}; expected square ones")
-        walk.layers.append(Found("head_pool", node, pool="" if window == [1, 1] else kind, target=target))
+        walk.layers.append(
+            Found("head_pool", node, pool="" if window == [1, 1] else kind, target=target, sides=changes)
+        )
     else:
         walk.refuse(node, f"its windows of {window} do not divide maps of {sides}")
 
@@ -97,7 +102,8 @@ def reduce(walk: Walk, node: Node) -> None:
 
 
 def _pooled(walk: Walk, node: Node, kind: str, keeps: bool) -> None:
-    walk.layers.append(Found("head_pool", node, pool=kind, target=1))
+    changes = tuple((walk.side(letter) or UNKNOWN, 1) for letter in "HW")
+    walk.layers.append(Found("head_pool", node, pool=kind, target=1, sides=changes))
     walk.sides.update(H=1, W=1)
     if not keeps:
         walk.order = [letter for letter in walk.order if letter not in "HW"]
@@ -181,14 +187,20 @@ def matmul(walk: Walk, node: Node) -> None:
     matrix = matrix if is_left else matrix.T
     letter = walk.order[-2 if is_left else -1]
     target, side = matrix.shape
-    is_average = letter in "HW" and walk.side(letter) == side and 0 < target <= 256 and side <= 4096
+    is_average = (
+        letter in ("H", "W")
+        and letter not in walk.averaged
+        and walk.side(letter) == side
+        and 0 < target <= 256
+        and side <= 4096
+    )
     if not is_average or not np.allclose(matrix, averaging_matrix(side, target), atol=1e-6):
         walk.refuse(node, "expected a dense layer, or the average of the windows of an adaptive pool")
-    walk.sides[letter] = walk.averaged[letter] = target
+    walk.sides[letter], walk.averaged[letter] = target, (side, target)
     if len(walk.averaged) == 2:
-        if walk.averaged["H"] != walk.averaged["W"]:
-            walk.refuse(node, "it gives maps that are not square")
-        walk.layers.append(Found("head_pool", node, pool="average", target=target))
+        is_square = walk.side("H") == walk.side("W")
+        sides = (walk.averaged["H"], walk.averaged["W"])
+        walk.layers.append(Found("head_pool", node, pool="average", target=target if is_square else None, sides=sides))
 
 
 def _dense(walk: Walk, node: Node, kernel: np.ndarray, bias: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """The nodes of the convolutional part of a VGG in an ONNX graph."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -32,10 +33,6 @@ def conv(walk: Walk, node: Node) -> None:
     walk.name_axes()
     if walk.order != list(AXES):
         walk.refuse(node, f"its maps have the axes {''.join(walk.order)}; expected {AXES}")
-    if pools := [layer for layer in walk.layers if layer.kind == "head_pool"]:
-        side = walk.side("H") if walk.side("H") == walk.side("W") else None
-        if side != 1 and pools[0].target != 1:
-            walk.refuse(pools[0].node, "a convolution follows it; expected max pools of 2x2 between convolutions")
     kernel = constant(walk, node, 1, 4)
     outputs, inputs, *sides = kernel.shape
     strides, dilations = (node.attributes.get(name, [1, 1]) for name in ("strides", "dilations"))
@@ -55,6 +52,9 @@ def conv(walk: Walk, node: Node) -> None:
     if bias.shape != (outputs,):
         walk.refuse(node, f"its bias has the shape {bias.shape}; expected {outputs} numbers")
     keeps = padding == sides[0] // 2
+    pools = [layer for layer in walk.layers if layer.kind == "head_pool"]
+    if pools and sides[0] == 3 and keeps:
+        walk.refuse(pools[0].node, "a convolution follows it; expected max pools of 2x2 between convolutions")
     arrays = {"kernel": kernel, "bias": bias}
     walk.layers.append(Found("conv", node, arrays, kernel=sides[0], padded=keeps))
     walk.sides["C"] = outputs
@@ -123,7 +123,9 @@ def clip(walk: Walk, node: Node) -> None:
 def lrn(walk: Walk, node: Node) -> None:
     """Follow local response normalization with the paper's constants."""
     walk.name_axes()
-    found = {name: node.attributes.get(name, {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}.get(name)) for name in LRN}
+    found: dict[str, Any] = {
+        name: node.attributes.get(name, {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}.get(name)) for name in LRN
+    }
     if walk.order[:2] != ["N", "C"] or not walk.layers:
         walk.refuse(node, "expected it after conv1_1, of maps (N, C, H, W)")
     if any(

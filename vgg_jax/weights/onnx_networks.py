@@ -37,6 +37,7 @@ HANDLERS: dict[str, Callable[[Walk, Node], None]] = {
     "MatMul": onnx_head.matmul,
     **dict.fromkeys(("Softmax", "LogSoftmax", "Sigmoid"), onnx_head.softmax),
 }
+FEATURES_REMEDY = "load its convolutional part alone with features_only=True or --features-only"
 
 
 class OnnxNetwork(NamedTuple):
@@ -66,22 +67,33 @@ def from_onnx(file: OnnxFile, features_only: bool = False) -> OnnxNetwork:
     """
     with np.errstate(all="ignore"):  # numbers that are not finite are refused later
         walk = start(file)
-        notes, end = _follow(walk, file, features_only)
+        try:
+            notes, end = _follow(walk, file, features_only)
+        except Misfit as error:
+            if _is_complete(walk.layers):
+                raise UserError(f"{error}; {FEATURES_REMEDY}") from None
+            raise
         layers = fold_some(walk.layers)
         trunk = match_trunk(layers)
         try:
             network = _with_head(walk, layers, trunk, end is not None)
         except UserError as error:
             if not features_only:
-                raise UserError(
-                    f"{error}; load its convolutional part alone with features_only=True or --features-only"
-                ) from None
+                raise UserError(f"{error}; {FEATURES_REMEDY}") from None
             left = layers[trunk.length].node
             network = _with_head(walk, layers[: trunk.length], trunk, True)
             end = left
     if end is not None:
         notes.append(f"the head is left out, from {end}")
     return network._replace(notes=(*notes, *network.notes))
+
+
+def _is_complete(layers: list[Found]) -> bool:
+    """Return whether the layers begin with all the convolutions of a VGG."""
+    try:
+        return match_trunk(fold_some(layers)).is_complete
+    except UserError:
+        return False
 
 
 def _follow(walk: Walk, file: OnnxFile, features_only: bool) -> tuple[list[str], Node | None]:
@@ -161,11 +173,16 @@ def _head(walk: Walk, model: VGG, named: list[tuple[str, Found]], after: list[Fo
     """Return the network with its head."""
     channels = len(named[-1][1].arrays["bias"])
     outputs = after.pop().kind if after[-1].kind in ("softmax", "sigmoid") else None
+    last = named[-1][1] if not after else after[-1]
     pool = after.pop(0) if after and after[0].kind in ("head_pool", "pool") else None
     dense, is_timms, flat = _dense_layers(after)
     if flat is None:
-        _refuse(after[-1] if after else pool, "a flattened map after it")
+        _refuse(after[-1] if after else last, "a flattened map after it")
     size = _pool_size(dense, channels, pool, flat)
+    if is_timms and pool and not all(after == max(before, size) for before, after in pool.sides):
+        _refuse(pool, f"a pool to {size} positions if the map has fewer, as in timm's head")
+    if pool and pool.pool and pool.target is None and not is_timms:
+        _refuse(pool, "a pool to a square map")
     widths = tuple(len(layer.arrays["bias"]) for layer in dense)
     operations = [layer.kind for layer in after if layer.kind not in ("flatten", "head_pool")]
     is_representation = operations[-1:] in ([], ["relu"])

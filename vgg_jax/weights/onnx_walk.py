@@ -30,6 +30,7 @@ class Found:
     scaled: bool = False  # whether a batch norm or a product is folded into the arrays
     pool: str = ""  # of a pool before the head: average or max
     target: int | None = None  # side of its output; None: unknown
+    sides: tuple[tuple[int, int], ...] = ()  # height and width before and after that pool
     order: str = ""  # of a flattened map: CHW or HWC
 
 
@@ -46,7 +47,8 @@ class Walk:
     shapes: dict[str, Shape] = dataclasses.field(default_factory=dict)
     front: list[tuple[Node, list[str]]] = dataclasses.field(default_factory=list)  # before the first layer, with order
     padding: tuple[Node, list[str]] | None = None  # a node that pads axes by 1 for the next convolution
-    averaged: dict[str, int] = dataclasses.field(default_factory=dict)  # sides after a product with an averaging matrix
+    # Sides before and after a product with an averaging matrix.
+    averaged: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     gathered: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # rows taken for the next max pool
     layers: list[Found] = dataclasses.field(default_factory=list)
     input_side: int | None = None  # of square images; None: unknown
