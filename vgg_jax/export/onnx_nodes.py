@@ -28,7 +28,7 @@ class Graph:
 
     def constant(self, name: str, array: np.ndarray) -> str:
         """Add a constant as it is; return its name."""
-        self.constants.append(self._to_tensor(np.ascontiguousarray(array), name))
+        self.constants.append(self._to_tensor(np.asarray(array, order="C"), name))
         return name
 
     def weight(self, name: str, array: np.ndarray) -> str:

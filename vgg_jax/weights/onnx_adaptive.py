@@ -85,7 +85,7 @@ def _computed(walk: Walk, nodes: list[Node], tensor: str, maps: np.ndarray) -> n
         "pool",
         [helper.make_tensor_value_info(tensor, kind, list(maps.shape))],
         [helper.make_tensor_value_info(result, kind, None)],
-        [onnx.numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in arrays.items()],
+        [onnx.numpy_helper.from_array(np.asarray(array, order="C"), name) for name, array in arrays.items()],
     )
     reference: Any = require("onnx.reference", "export")
     try:

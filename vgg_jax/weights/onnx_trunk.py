@@ -26,12 +26,13 @@ class Trunk:
 
 
 def fold_some(layers: list[Found]) -> list[Found]:
-    """Return the layers with batch norm folded, unless all padded convolutions are followed by batch norm.
+    """Return the layers with batch norm folded, unless all convolutions before the head are followed by batch norm.
 
     Batch norm after a dense layer is always folded.
     """
     follows = [i for i, layer in enumerate(layers) if layer.kind == "bn"]
-    convs = [i for i, layer in enumerate(layers) if layer.kind == "conv" and layer.padded]
+    end = next((i for i, layer in enumerate(layers) if layer.kind not in TRUNK or not layer.padded), len(layers))
+    convs = [i for i, layer in enumerate(layers[:end]) if layer.kind == "conv"]
     keeps = bool(convs) and all(i + 1 in follows for i in convs)
     folded: list[Found] = []
     for i, layer in enumerate(layers):
@@ -57,7 +58,10 @@ def match_trunk(layers: list[Found]) -> Trunk:
 
     Raises:
       Misfit: if no column begins with the layers before the head; the message names the first that does not fit.
+      UserError: if there is no convolution.
     """
+    if not any(layer.kind == "conv" for layer in layers):
+        raise UserError("its graph has no convolution at its beginning; expected those of a VGG: choose a VGG's file")
     has_norm = any(layer.kind == "bn" for layer in layers)
     columns = [*({"depth": depth} for depth in COLUMNS), {"depth": 11, "lrn": True}, {"depth": 16, "conv1x1": True}]
     best: tuple[int, str] | None = None
