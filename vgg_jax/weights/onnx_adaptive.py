@@ -10,7 +10,8 @@ from vgg_jax.ops.pool_windows import averaging_matrix
 from vgg_jax.weights.onnx_files import Node
 from vgg_jax.weights.onnx_walk import Walk
 
-OPERATIONS = ("Transpose", "GatherND", "Gather", "Where", "Add", "Div", "Mul", "Unsqueeze", "Squeeze", "Identity")
+OPERATIONS = ("Transpose", "GatherND", "Gather", "Where", "Add", "Div", "Mul", "Unsqueeze", "Squeeze", "ReduceMean")
+LAST = ("Div", "ReduceMean")
 LARGEST_SIDE, LARGEST_TARGET = 64, 16  # of maps whose pool is computed
 MOST_NODES, MOST_NUMBERS = 64, 10**7  # numbers of one tensor
 OPSET = 18
@@ -64,7 +65,7 @@ def _until_one_tensor(walk: Walk, tensor: str) -> list[Node]:
         for name in derived:
             live[name] -= 1
         live = {name: count for name, count in live.items() if count > 0}
-        if not live and len(taken) > 2 and node.kind == "Div":
+        if not live and len(taken) > 2 and node.kind in LAST:
             return taken
         live[node.outputs[0]] = uses.get(node.outputs[0], 0)
     return []
