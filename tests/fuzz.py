@@ -139,6 +139,52 @@ def mutate_pth(random: random.Random, data: bytes) -> bytes:
     return target.getvalue()
 
 
+def mutate_onnx(random: random.Random, data: bytes) -> bytes:
+    """Return a graph in which nodes, attributes, constants or sides are changed, or one with changed bytes."""
+    import onnx
+
+    if random.random() < 0.4:
+        return mutate_bytes(random, data)
+    model = onnx.load_model_from_string(data)
+    graph = model.graph
+    numbers = (-(2**63), -1, 0, 1, 2, 7, 2**20, 2**62)
+    kinds = sorted(
+        {node.op_type for node in graph.node} | {"Shape", "Concat", "Reshape", "Squeeze", "Pad", "Clip", "Add"}
+    )
+    for _ in range(random.choice((1, 1, 2, 3))):
+        node, tensor = random.choice(graph.node), random.choice(graph.initializer)
+        match random.randrange(9):
+            case 0:
+                node.op_type = random.choice(kinds)
+            case 1 if node.input:
+                names = [name for other in graph.node for name in (*other.input, *other.output)]
+                node.input[random.randrange(len(node.input))] = random.choice(names)
+            case 2 if node.attribute:
+                attribute = random.choice(node.attribute)
+                attribute.i = random.choice(numbers)
+                attribute.f = random.choice((0.0, -1.0, 1e38, float("nan")))
+                for i in range(len(attribute.ints)):
+                    attribute.ints[i] = random.choice(numbers)
+            case 3 if node.attribute:
+                attribute = random.choice(node.attribute)
+                attribute.type = random.randrange(1, 12)
+                del attribute.ints[random.randrange(len(attribute.ints) + 1) :]
+            case 4 if tensor.dims:
+                tensor.dims[random.randrange(len(tensor.dims))] = random.choice(numbers)
+            case 5:
+                tensor.data_type = random.randrange(25)
+            case 6:
+                del graph.node[random.randrange(len(graph.node))]
+            case 7:
+                tensor.data_location = onnx.TensorProto.EXTERNAL
+                tensor.external_data.add(key="location", value=random.choice(("", ".", "..", "own.onnx", "/dev/zero")))
+                tensor.external_data.add(key="offset", value=random.choice(("0", "-1", "x", "9" * 30)))
+            case 8:
+                del node.input[:1]
+                del node.output[random.randrange(2) :]
+    return model.SerializeToString()
+
+
 def mutate_zip(random: random.Random, data: bytes) -> bytes:
     """Return an archive with one mutated member and checksums that fit, or one with changed bytes."""
     if random.random() < 0.4 or not zipfile.is_zipfile(io.BytesIO(data)):
@@ -195,6 +241,8 @@ def _weights(suffix: str) -> Callable[[pathlib.Path], dict[str, bytes]]:
         arrays = to_torch(model, variables)
         if suffix == ".h5":
             return _keras_files(folder)
+        if suffix == ".onnx":
+            return _onnx_files(folder, Loaded(model, variables, CIFAR10, ("a", "b", "c"), "softmax"))
         save_file(folder / f"own{suffix}", Loaded(model, variables, CIFAR10, ("a", "b", "c"), "softmax"))
         contents = {f"own{suffix}": _sorted_header((folder / f"own{suffix}").read_bytes())}
         if suffix == ".pth":
@@ -210,6 +258,19 @@ def _weights(suffix: str) -> Callable[[pathlib.Path], dict[str, bytes]]:
         return contents
 
     return examples
+
+
+def _onnx_files(folder: pathlib.Path, network: Any) -> dict[str, bytes]:
+    """Return ONNX files with many kinds of nodes: for pixels, for small images and for large ones."""
+    from vgg_jax.export.onnx_file import write_onnx
+    from vgg_jax.export.onnx_options import OnnxOptions
+
+    options = OnnxOptions("NHWC", uint8=True, softmax=True)
+    write_onnx(folder / "pixels.onnx", network, options)
+    write_onnx(folder / "own.onnx", network)
+    bare = network._replace(preprocessing=None, classes=None)
+    write_onnx(folder / "large.onnx", bare, OnnxOptions(size=(64, 96), fold=True))
+    return {name: (folder / name).read_bytes() for name in ("pixels.onnx", "own.onnx", "large.onnx")}
 
 
 def _sorted_header(data: bytes) -> bytes:
@@ -353,6 +414,7 @@ KINDS = {
     "pth": Kind(_weights(".pth"), mutate_pth, _read_weights),
     "safetensors": Kind(_weights(".safetensors"), mutate_safetensors, _read_weights),
     "h5": Kind(_weights(".h5"), mutate_zip, _read_weights),
+    "onnx": Kind(_weights(".onnx"), mutate_onnx, _read_weights),
     "jpeg": Kind(_images(".jpg"), mutate_bytes, _read_image),
     "png": Kind(_images(".png"), mutate_png, _read_image),
     "config": Kind(_run("config.json"), mutate_json, _read_run),

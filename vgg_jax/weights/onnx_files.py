@@ -13,6 +13,10 @@ from vgg_jax.errors import UserError, first_line, require
 # The fields of a ModelProto, and of a TensorProto's external data.
 MODEL_FIELDS = (*range(1, 9), 14, 20, 25, 26)
 IR_VERSION, GRAPH = 1, 7
+# The attributes that the reader uses, by their types.
+INTS = ("axes", "dilations", "kernel_shape", "pads", "perm", "strides")
+INT = ("axis", "ceil_mode", "end", "group", "keepdims", "size", "start", "training_mode", "transA", "transB")
+FLOAT = ("alpha", "beta", "bias", "epsilon", "max", "min")
 LONGEST_NAMES = 4096  # of a file beside the graph
 
 
@@ -91,13 +95,13 @@ def read_onnx_file(path: str) -> OnnxFile:
         raise UserError(f"not a whole ONNX file: {first_line(error)}; export or download it again") from None
     graph = model.graph
     nodes = [_node(number, node, onnx.AttributeProto) for number, node in enumerate(graph.node, 1)]
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    tensors = {_text(tensor.name): tensor for tensor in graph.initializer}
     for node in nodes:
         if node.kind == "Constant" and len(node.outputs) == 1:
             tensors[node.outputs[0]] = next(iter(node.attributes.values()), None)
     inputs = {}
     for entry in graph.input:
-        if entry.name not in tensors:
+        if _text(entry.name) not in tensors:
             kind = entry.type.tensor_type
             inputs[entry.name] = (
                 kind.elem_type,
@@ -110,24 +114,35 @@ def read_onnx_file(path: str) -> OnnxFile:
         nodes,
         tensors,
         inputs,
-        [entry.name for entry in graph.output],
-        {entry.key: entry.value for entry in model.metadata_props},
+        [_text(entry.name) for entry in graph.output],
+        {_text(entry.key): _text(entry.value) for entry in model.metadata_props},
         path,
     )
+
+
+def _text(value: str | bytes) -> str:
+    """Return a text of a file; the library gives bytes that are not UTF-8 as they are."""
+    return value if isinstance(value, str) else value.decode(errors="replace")
 
 
 def _node(number: int, node: Any, types: Any) -> Node:
     readers: dict[int, Callable[[Any], Any]] = {
         types.FLOAT: lambda a: a.f,
         types.INT: lambda a: a.i,
-        types.STRING: lambda a: a.s.decode(errors="replace"),
+        types.STRING: lambda a: _text(a.s),
         types.FLOATS: lambda a: list(a.floats),
         types.INTS: lambda a: list(a.ints),
         types.TENSOR: lambda a: a.t,
     }
-    attributes = {a.name: readers[a.type](a) for a in node.attribute if a.type in readers}
-    kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-    return Node(number, kind, node.name, tuple(node.input), tuple(node.output), attributes)
+    attributes = {_text(a.name): readers[a.type](a) for a in node.attribute if a.type in readers}
+    kind = node.op_type if node.domain in ("", "ai.onnx") else f"{_text(node.domain)}.{_text(node.op_type)}"
+    inputs, outputs = (tuple(_text(name) for name in names) for names in (node.input, node.output))
+    read = Node(number, _text(kind), _text(node.name), inputs, outputs, attributes)
+    for names, expected in ((INTS, list), (INT, int), (FLOAT, float)):
+        for name in names:
+            if not isinstance(attributes.get(name, expected()), expected):
+                raise UserError(f"the attribute {name} of its {read} has a wrong type; export the network again")
+    return read
 
 
 def to_array(tensor: Any, path: str) -> np.ndarray:
@@ -170,7 +185,7 @@ def to_array(tensor: Any, path: str) -> np.ndarray:
 
 def _from_file(tensor: Any, dtype: np.dtype, shape: tuple[int, ...], path: str) -> np.ndarray:
     """Return a view of the file that holds a tensor; it must be a plain file in the folder."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    entries = {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
     location, expected = entries.get("location", ""), math.prod(shape) * dtype.itemsize
     numbers = [entries.get("offset", "0"), entries.get("length", str(expected))]
     if not all(number.isascii() and number.isdecimal() and len(number) < 19 for number in numbers):

@@ -14,7 +14,7 @@ UNKNOWN = 2**20  # stands for an unknown side, which may be more than 1
 def pool(walk: Walk, node: Node) -> None:
     """Follow a pool of windows: 2x2 maxima after a stage, or a pool before the head."""
     kind = "max" if node.kind == "MaxPool" else "average"
-    if walk.order[:2] != ["N", "C"] or not walk.layers:
+    if walk.order[:2] != ["N", "C"] or len(walk.order) != 4 or not walk.layers:
         walk.refuse(node, "expected a convolution first, and maps (N, C, H, W)")
     window = node.attributes.get("kernel_shape")
     strides, pads = node.attributes.get("strides", [1, 1]), node.attributes.get("pads", [0] * 4)

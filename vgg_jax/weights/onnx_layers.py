@@ -126,7 +126,7 @@ def lrn(walk: Walk, node: Node) -> None:
     found: dict[str, Any] = {
         name: node.attributes.get(name, {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}.get(name)) for name in LRN
     }
-    if walk.order[:2] != ["N", "C"] or not walk.layers:
+    if walk.order[:2] != ["N", "C"] or len(walk.order) != 4 or not walk.layers:
         walk.refuse(node, "expected it after conv1_1, of maps (N, C, H, W)")
     if any(
         not isinstance(found[key], int | float) or not math.isclose(found[key], LRN[key], rel_tol=1e-5) for key in LRN
