@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from vgg_jax import __version__
 from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.export.onnx_nodes import IR_VERSION, OPSET, Graph, pool_to
 from vgg_jax.export.onnx_options import OnnxOptions
@@ -156,7 +155,6 @@ def _model(graph: Graph, network: Loaded, options: OnnxOptions, channels: int, o
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="vgg_jax",
-        producer_version=__version__,
     )
     helper.set_model_props(model, own_metadata(network))
     return model
