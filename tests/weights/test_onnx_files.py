@@ -229,6 +229,11 @@ def larger_stride(node, graph):
     node.attribute.append(onnx.helper.make_attribute("strides", [2, 2]))
 
 
+def rounded_numbers(node, graph):
+    node.op_type = "Cast"
+    node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.INT32))
+
+
 def rounded_up(node, graph):
     node.attribute.append(onnx.helper.make_attribute("ceil_mode", 1))
     graph.input[0].type.tensor_type.shape.dim[1].dim_value = 65
@@ -239,6 +244,7 @@ def rounded_up(node, graph):
     [
         (dict(Relu=another_operation), "LeakyRelu 'StatefulPartitionedCall/vgg/Relu_2' does not fit a VGG"),
         (dict(MaxPool=second_branch), "Relu 'branch' does not fit a VGG: it takes the input of node 5, Conv"),
+        (dict(Relu=rounded_numbers), "it casts to another type than floats"),
         (dict(Conv=larger_stride), "node 2, Conv 'StatefulPartitionedCall/vgg/Conv_1' does not fit a VGG"),
         (dict(MaxPool=rounded_up), "it rounds the size of its output up; expected down"),
     ],

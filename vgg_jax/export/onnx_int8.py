@@ -21,7 +21,7 @@ from vgg_jax.export.onnx_graph import INPUT, onnx_model
 from vgg_jax.export.onnx_options import DEFAULT, OnnxOptions
 from vgg_jax.weights.formats import Loaded, write_atomically
 
-MOST_IMAGES = 500  # for calibration: more change the ranges of the activations little
+MOST_IMAGES = 500  # for calibration, because each runs through the network in float32
 
 
 def write_int8(

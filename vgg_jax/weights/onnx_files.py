@@ -15,7 +15,7 @@ MODEL_FIELDS = (*range(1, 9), 14, 20, 25, 26)
 IR_VERSION, GRAPH = 1, 7
 # The attributes that the reader uses, by their types.
 INTS = ("axes", "dilations", "kernel_shape", "pads", "perm", "strides")
-INT = ("axis", "ceil_mode", "end", "group", "keepdims", "size", "start", "training_mode", "transA", "transB")
+INT = ("axis", "ceil_mode", "end", "group", "keepdims", "size", "start", "to", "training_mode", "transA", "transB")
 FLOAT = ("alpha", "beta", "bias", "epsilon", "max", "min")
 LONGEST_NAMES = 4096  # of a file beside the graph
 

@@ -16,9 +16,19 @@ from vgg_jax.weights.onnx_files import Node, OnnxFile
 from vgg_jax.weights.onnx_trunk import Trunk, fold_some, match_trunk
 from vgg_jax.weights.onnx_walk import AXES, Found, Misfit, Walk, arithmetic, consumers, start, transpose
 
-SKIPPED = ("Identity", "Dropout", "Cast")
+SKIPPED = ("Identity", "Dropout")
+FLOAT_TYPES = (1, 10, 11, 16)  # float32, float16, float64 and bfloat16 in ONNX's numbers
+
+
+def cast(walk: Walk, node: Node) -> None:
+    """Follow a cast to floats, which changes only the precision."""
+    if node.attributes.get("to") not in FLOAT_TYPES:
+        walk.refuse(node, "it casts to another type than floats")
+
+
 HANDLERS: dict[str, Callable[[Walk, Node], None]] = {
     "Transpose": transpose,
+    "Cast": cast,
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), arithmetic),
     "Pad": onnx_layers.pad,
     "Conv": onnx_layers.conv,
