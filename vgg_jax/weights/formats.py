@@ -205,7 +205,8 @@ def _from_reading(reading: Reading, features_only: bool, forget: Forget = _forge
     return loaded._replace(preprocessing=preprocessing, classes=classes, notes=notes)
 
 
-def _own_metadata(network: Loaded) -> dict[str, str]:
+def own_metadata(network: Loaded) -> dict[str, str]:
+    """Return the strings that a file of ours states beside its arrays."""
     return to_json(Stated(network.model, network.preprocessing, network.classes, network.outputs, network.sides))
 
 
@@ -250,7 +251,7 @@ def _read_pth(path: str, features_only: bool) -> Loaded:
 
 
 def _write_pth(path: str, network: Loaded) -> None:
-    write_tensors(path, to_torch(network.model, network.variables), _own_metadata(network))
+    write_tensors(path, to_torch(network.model, network.variables), own_metadata(network))
 
 
 # --- .safetensors: names of torchvision or timm; our files have metadata
@@ -270,7 +271,7 @@ def _read_safetensors(path: str, features_only: bool) -> Loaded:
 
 
 def _write_safetensors(path: str, network: Loaded) -> None:
-    safetensors.numpy.save_file(to_torch(network.model, network.variables), path, _own_metadata(network))
+    safetensors.numpy.save_file(to_torch(network.model, network.variables), path, own_metadata(network))
 
 
 # --- Keras: legacy .h5, .weights.h5 and .keras

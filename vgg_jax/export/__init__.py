@@ -1,0 +1,1 @@
+"""Networks for other programs: folders in timm's shape, the Hugging Face hub, StableHLO, and Flax's NNX."""

@@ -1,0 +1,57 @@
+"""What `Network.save` writes: the end of a path decides the format."""
+
+import os
+from collections.abc import Callable
+
+from vgg_jax.errors import UserError
+from vgg_jax.export.folders import check_folder, write_folder
+from vgg_jax.export.stablehlo import SUFFIX, save_stablehlo
+from vgg_jax.weights.formats import Loaded, check_target, save_file
+
+
+def _save_stablehlo(path: str, network: Loaded) -> tuple[str, ...]:
+    save_stablehlo(path, network)
+    return ()
+
+
+# The programs by suffix. Their writers return notes.
+PROGRAMS: dict[str, Callable[[str, Loaded], tuple[str, ...]]] = {SUFFIX: _save_stablehlo}
+
+
+def save_network(path: str | os.PathLike[str], network: Loaded) -> tuple[str, ...]:
+    """Save a network to a file, or to a folder if `path` ends in a slash, is a folder or has no suffix.
+
+    Args:
+      path: the file, which is overwritten if it exists; or the folder, which must be missing or empty.
+      network: the network.
+
+    Returns:
+      Notes: what was changed, or what other programs must know, one line each.
+
+    Raises:
+      UserError: if nothing is written for this suffix, or the file or folder cannot be written.
+    """
+    path = os.fspath(path)
+    if is_folder(path):
+        return write_folder(path, network)
+    if program := PROGRAMS.get(os.path.splitext(path)[1].lower()):
+        return program(path, network)
+    save_file(path, network)
+    return ()
+
+
+def is_folder(path: str) -> bool:
+    """Return whether `save_network` writes a folder at `path`."""
+    return path.endswith(("/", os.sep)) or os.path.isdir(path) or not os.path.splitext(path)[1]
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise UserError if `save_network` could not write to `path`: a wrong suffix, a missing folder, or files in it."""
+    path = os.fspath(path)
+    if is_folder(path):
+        return check_folder(path)
+    folder = os.path.dirname(path) or "."
+    if os.path.splitext(path)[1].lower() not in PROGRAMS:
+        return check_target(path)
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder}, the folder of {os.path.basename(path)}, does not exist; create it first")
