@@ -179,7 +179,7 @@ def folder_with(config, tmp_path, narrow_timm):
         (dict(model_args=dict(act_layer="gelu")), "act_layer='gelu'; expected timm's VGG without it"),
         (dict(label_names=["cat"]), "label_names that do not fit the 3 classes"),
         (dict(label_names={"0": "cat", "1": "dog", "7": "cow"}), "label_names that do not fit the 3 classes"),
-        (dict(pretrained_cfg=dict(mean=[124, 117, 104])), "config.json: the mean is (124, 117, 104)"),
+        (dict(pretrained_cfg=dict(mean=[124, 117, 104])), "config.json: the mean is (124.0, 117.0, 104.0)"),
     ],
     ids=["resnet", "vgg16", "pool", "activation", "one name", "gap", "mean"],
 )

@@ -90,7 +90,10 @@ def load_from_hub(source: str, features_only: bool = False, announce: Announce |
             raise UserError(
                 f"{source} holds no weights; expected {' or '.join(WEIGHT_FILES)}: choose another repository"
             )
-    return read_folder(folder, features_only, announce)
+    try:
+        return read_folder(folder, features_only, announce)
+    except UserError as error:
+        raise UserError(str(error).replace(folder, source)) from None
 
 
 def _check(path: str) -> None:

@@ -193,7 +193,7 @@ def _preprocessing(config: Mapping[str, Any]) -> tuple[Preprocessing | None, lis
         channels, height, width = config["input_size"]
         mode, filter_ = config.get("crop_mode", "center"), config.get("interpolation", "bicubic")
         resize = math.floor(height / config.get("crop_pct", 0.875))
-        mean, std = tuple(config["mean"]), tuple(config["std"])
+        mean, std = (tuple(map(float, config[name])) for name in ("mean", "std"))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = f"{type(error).__name__}: {error}"
         return None, [f"config.json does not state the preprocessing ({reason}); pass preprocessing"]
