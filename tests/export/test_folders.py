@@ -144,8 +144,9 @@ def test_folders_of_timm_are_loaded(fields, safe, narrow_timm, tmp_path, capsys)
     options = dict(num_classes=3, mlp_ratio=1 / 128, drop_rate=0.25) | fields
     theirs = narrow_timm.create_model("vgg13_bn", **options).eval()
     names = dict(label_names=list(NAMES)) if options["num_classes"] else {}
+    args = dict(drop_rate=0.25)
     data = dict(crop_pct=0.9, img_size=96, mean=(0.4,) * theirs.in_chans, std=(0.3,) * theirs.in_chans)
-    narrow_timm.models.save_for_hf(theirs, tmp_path, names, safe_serialization=safe, data_config=data)
+    narrow_timm.models.save_for_hf(theirs, tmp_path, names, args, safe_serialization=safe, data_config=data)
     net = load(tmp_path)
     assert net.classes == (NAMES if names else None)
     assert net.model.dropout_rate == 0.25

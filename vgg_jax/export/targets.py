@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 
+from vgg_jax.data.preprocessing import AUTHORS
 from vgg_jax.errors import UserError
 from vgg_jax.export.folders import check_folder, write_folder
 from vgg_jax.export.stablehlo import SUFFIX, save_stablehlo
@@ -37,6 +38,8 @@ def save_network(path: str | os.PathLike[str], network: Loaded) -> tuple[str, ..
     if program := PROGRAMS.get(os.path.splitext(path)[1].lower()):
         return program(path, network)
     save_file(path, network)
+    if path.lower().endswith(".weights.h5") and network.preprocessing != AUTHORS:
+        return ("keras.applications' preprocess_input is not the preprocessing of this network; normalize its images",)
     return ()
 
 

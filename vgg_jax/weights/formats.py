@@ -17,11 +17,14 @@ from vgg_jax.weights.contents import ZIP_ERRORS, describe_content
 from vgg_jax.weights.imagenet_classes import imagenet_classes, is_imagenets
 from vgg_jax.weights.keras_files import is_keras_archive, read_keras_file
 from vgg_jax.weights.keras_networks import from_keras
-from vgg_jax.weights.layouts import to_torch, to_variables, variable_shapes
+from vgg_jax.weights.keras_writer import write_keras
+from vgg_jax.weights.layouts import fits, to_torch, to_variables, variable_shapes
 from vgg_jax.weights.metadata import Stated, attached_to, from_json, to_json
 from vgg_jax.weights.pickles import read_content, write_tensors
 from vgg_jax.weights.state_dicts import Reading, read_checkpoint, read_state_dict
 from vgg_jax.weights.tensor_file import open_tensor_file
+
+OTHER_NETWORK = "the network that vgg_jax described in the file is another one; read off the tensors instead"
 
 
 class Loaded(NamedTuple):
@@ -52,6 +55,7 @@ class Format:
     # `load_file` puts in front.
     read: Callable[[str, bool], Loaded]
     write: Callable[[str, Loaded], None] | None = None
+    written: tuple[str, ...] = ()  # the ends of names that `write` is for
 
 
 def load_file(path: str | os.PathLike[str], features_only: bool = False, announce: Announce | None = None) -> Loaded:
@@ -149,11 +153,11 @@ def check_target(path: str | os.PathLike[str]) -> None:
 
 def _writer(path: str) -> Callable[[str, Loaded], None]:
     """Return the function that writes the file at `path`, after checking the suffix and the folder."""
-    suffix = os.path.splitext(path)[1].lower()
-    writable = [entry for entry in FORMATS if entry.write]
-    writers = [entry.write for entry in writable if entry.write and suffix in entry.suffixes]
+    writers = [entry.write for entry in FORMATS if entry.write and path.lower().endswith(entry.written)]
     if not writers:
-        raise UserError(f"{path} ends in {suffix!r}; expected {_suffixes(writable, 'or')}")
+        suffix = os.path.splitext(path)[1]
+        ends = [end for entry in FORMATS for end in entry.written]
+        raise UserError(f"{path} ends in {suffix!r}; expected {', '.join(ends[:-1])} or {ends[-1]}")
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise UserError(f"{folder}, the folder of {os.path.basename(path)}, does not exist; create it first")
@@ -245,7 +249,7 @@ def _read_pth(path: str, features_only: bool) -> Loaded:
             try:
                 return _from_own(arrays, own)
             except UserError:  # someone has replaced tensors, such as those of the last layer, and kept the rest
-                notes = ("the network that vgg_jax described in the file is another one; read off the tensors instead",)
+                notes = (OTHER_NETWORK,)
     loaded = _from_reading(read_checkpoint(content, features_only), features_only)
     return loaded._replace(notes=(*notes, *loaded.notes))
 
@@ -287,13 +291,24 @@ def _read_keras(path: str, features_only: bool) -> Loaded:
             "the name says that Theano flipped the kernels, which the content does not state; expected the file whose "
             "name ends in tf_kernels.h5: use that one"
         )
-    loaded = Loaded(**from_keras(read_keras_file(path), features_only)._asdict())
+    file = read_keras_file(path)
+    loaded = Loaded(**from_keras(file, features_only)._asdict())
+    params = loaded.variables["params"]
+    stated = from_json(file.metadata, params["conv1_1"]["kernel"].dtype) if file.metadata else None
+    if stated and not features_only:
+        if fits(params, stated.model):
+            return Loaded(stated.model, loaded.variables, *stated[1:4], sides=stated.sides)
+        loaded = loaded._replace(notes=(OTHER_NETWORK, *loaded.notes))
     is_authors = loaded.preprocessing is not None and loaded.model.num_classes == 1000
     return loaded._replace(classes=imagenet_classes()) if is_authors else loaded
 
 
+def _write_keras(path: str, network: Loaded) -> None:
+    write_keras(path, network.model, network.variables, own_metadata(network))
+
+
 FORMATS = [
-    Format("PyTorch", (".pth", ".pt"), _is_pth, _read_pth, _write_pth),
-    Format("safetensors", (".safetensors",), _is_safetensors, _read_safetensors, _write_safetensors),
-    Format("Keras", (".h5", ".hdf5", ".keras"), _is_keras, _read_keras),
+    Format("PyTorch", (".pth", ".pt"), _is_pth, _read_pth, _write_pth, (".pth", ".pt")),
+    Format("safetensors", (".safetensors",), _is_safetensors, _read_safetensors, _write_safetensors, (".safetensors",)),
+    Format("Keras", (".h5", ".hdf5", ".keras"), _is_keras, _read_keras, _write_keras, (".weights.h5",)),
 ]
