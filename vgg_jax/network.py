@@ -162,7 +162,7 @@ class Network:
         activations: dict[str, jax.Array] = self._activations(self.variables, images, layers=names)
         return activations
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, **options: Any) -> None:
         """Save the network with its fields, preprocessing, class names and outputs.
 
         Print a note for what was changed, and for what the format cannot hold.
@@ -170,13 +170,15 @@ class Network:
         Args:
           path: a .safetensors, .pth, .weights.h5 or .stablehlo file, which is overwritten if it exists; or a folder in
             timm's shape, missing or empty: a path that ends in a slash, is a folder or has no suffix.
+          **options: of a program, those of `export.stablehlo.save_stablehlo`; of a folder, those of
+            `export.folders.write_folder`.
 
         Raises:
           UserError: if the suffix is another, the format has no such network, or the path cannot be written.
         """
         from vgg_jax.export.targets import save_network  # here, because loading needs none of it
 
-        for line in save_network(path, self._loaded):
+        for line in save_network(path, self._loaded, **options):
             note(f"{os.fspath(path)}: {line}")
 
     def push_to_hub(self, repo: str, **options: Any) -> str:

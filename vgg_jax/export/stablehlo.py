@@ -41,7 +41,7 @@ def save_stablehlo(
       probabilities: return the softmax or sigmoid of the logits, as the network's outputs mean.
 
     Returns:
-      The paths of the files.
+      Notes, such as the name of the second file.
 
     Raises:
       UserError: if flatbuffers is missing, the network takes no such images, the weights are too large for the program,
@@ -56,12 +56,13 @@ def save_stablehlo(
     if not beside and total > LARGEST_PROGRAM:
         raise UserError(f"the weights have {total:,} bytes; expected less than 2 GiB in a program: pass beside=True")
     exported = _exported(network, size, platforms, beside, probabilities)
-    files = {path: bytes(exported.serialize())}
+    files, notes = {path: bytes(exported.serialize())}, tuple[str, ...]()
     if beside:
         name = path[: -len(SUFFIX)] + ".safetensors"
         files[name] = safetensors.numpy.save(weights, own_metadata(network))
+        notes = (f"the weights are in {name}, for this program only",)
     _write_all(files)
-    return tuple(files)
+    return notes
 
 
 def _exported(

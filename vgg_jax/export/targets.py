@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 from vgg_jax.data.preprocessing import AUTHORS
 from vgg_jax.errors import UserError
@@ -9,22 +10,17 @@ from vgg_jax.export.folders import check_folder, write_folder
 from vgg_jax.export.stablehlo import SUFFIX, save_stablehlo
 from vgg_jax.weights.formats import Loaded, check_target, save_file
 
-
-def _save_stablehlo(path: str, network: Loaded) -> tuple[str, ...]:
-    save_stablehlo(path, network)
-    return ()
+# The writers of programs by suffix. They take the options of the format and return notes.
+PROGRAMS: dict[str, Callable[..., tuple[str, ...]]] = {SUFFIX: save_stablehlo}
 
 
-# The programs by suffix. Their writers return notes.
-PROGRAMS: dict[str, Callable[[str, Loaded], tuple[str, ...]]] = {SUFFIX: _save_stablehlo}
-
-
-def save_network(path: str | os.PathLike[str], network: Loaded) -> tuple[str, ...]:
+def save_network(path: str | os.PathLike[str], network: Loaded, **options: Any) -> tuple[str, ...]:
     """Save a network to a file, or to a folder if `path` ends in a slash, is a folder or has no suffix.
 
     Args:
       path: the file, which is overwritten if it exists; or the folder, which must be missing or empty.
       network: the network.
+      **options: of a program those of `stablehlo.save_stablehlo`, of a folder those of `folders.write_folder`.
 
     Returns:
       Notes: what was changed, or what other programs must know, one line each.
@@ -34,9 +30,11 @@ def save_network(path: str | os.PathLike[str], network: Loaded) -> tuple[str, ..
     """
     path = os.fspath(path)
     if is_folder(path):
-        return write_folder(path, network)
+        return write_folder(path, network, **options)
     if program := PROGRAMS.get(os.path.splitext(path)[1].lower()):
-        return program(path, network)
+        return program(path, network, **options)
+    if options:
+        raise UserError(f"{path} is a file of weights; found the options {', '.join(options)}: leave them out")
     save_file(path, network)
     if path.lower().endswith(".weights.h5") and network.preprocessing != AUTHORS:
         return ("keras.applications' preprocess_input is not the preprocessing of this network; normalize its images",)
