@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import photographs, raises_user_error, random_variables, relative_error
+from tests.export.pages import run_page
 from tests.weights.test_layouts import assert_equal_trees
 from vgg_jax import AUTHORS, CIFAR10, IMAGENET, VGG, Network, load
 from vgg_jax.data.preprocessing import Preprocessing
@@ -244,9 +246,14 @@ def test_card_states_what_the_network_carries(narrow, tmp_path):
         assert line in card.splitlines(), line
 
 
-def test_timm_resizes_to_our_short_side():
-    import math
+def test_folder_section_of_the_page_runs(narrow_timm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network().save("vgg11.safetensors")
+    found = run_page("hub.md", "vgg11-folder")
+    assert tuple(found["names"]) == found["same"].classes == NAMES
 
+
+def test_timm_resizes_to_our_short_side():
     for resize in range(1, 600):
         for crop in (1, resize, resize // 2 + 1, resize * 7 // 8 + 1):
             if crop <= resize:

@@ -10,6 +10,7 @@ import types
 import pytest
 
 from tests.export.hub_server import TOKEN, serve
+from tests.export.pages import snippets
 
 # Commands of one client: a process with HF_ENDPOINT, because huggingface_hub reads its settings at its import.
 CLIENT = """
@@ -193,6 +194,14 @@ def test_unusable_repository_is_one_line(source, part, hub):
     weights = bytearray(state.commits["me/vgg"][0][1]["model.safetensors"].replace(b'"vgg"', b'"not"'))
     state.commit("me/resnet", {"config.json": b'{"architecture": "resnet18"}', "model.safetensors": bytes(weights)})
     assert_one_line(run(f"loaded({source!r})")[0], source.removeprefix("hf-hub:"), part)
+
+
+def test_push_section_of_the_page_runs(hub):
+    code = next(text for text in snippets("hub.md") if "push_to_hub" in text)
+    answer, _ = hub.run(f"exec({code!r}, globals())")
+    assert answer is None
+    assert sorted(hub.state.commits["me/vgg11"][0][1]) == ["README.md", "config.json", "model.safetensors"]
+    hub.run("globals().update(net=load('hf-hub:me/vgg11'))")
 
 
 def test_flipped_bit_in_the_cache_is_found(hub):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import raises_user_error, random_variables, relative_error
+from tests.export.pages import run_page
 from tests.weights.keras_networks import authors, dense, keras_output, raw_images
 from tests.weights.test_layouts import assert_equal_trees
 from vgg_jax import AUTHORS, IMAGENET, VGG, Network, load
@@ -108,3 +109,15 @@ def test_only_weights_h5_is_written(name, narrow, tmp_path):
     with raises_user_error("expected .pth, .pt, .safetensors or .weights.h5"):
         network(hidden=(8, 8)).save(tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_keras_section_of_the_page_runs(keras, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = network()
+    net.save("vgg16.safetensors")
+    keras.backend.clear_session()
+    model = run_page("export.md", "keras.applications.VGG16")["model"]
+    images = raw_images(224)
+    ours = np.exp(net(np.stack([net.preprocess(image) for image in images])))
+    assert relative_error(ours / ours.sum(-1, keepdims=True), keras_output(keras, model, images)) < 1e-5
