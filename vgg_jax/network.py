@@ -176,7 +176,7 @@ class Network:
         Raises:
           UserError: if the suffix is another, the format has no such network, or the path cannot be written.
         """
-        from vgg_jax.export.targets import save_network  # here, because loading needs none of it
+        from vgg_jax.export.targets import save_network  # here, because its import is slow
 
         for line in save_network(path, self._loaded, **options):
             note(f"{os.fspath(path)}: {line}")

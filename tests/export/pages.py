@@ -7,8 +7,8 @@ DOCS = pathlib.Path(__file__).parent.parent.parent / "docs"
 
 
 def snippets(name):
-    """Return the Python snippets of a page, also those that need a server or a wide network."""
-    return re.findall(r"^```python(?: no-run)?\n(.*?)^```", (DOCS / name).read_text(), re.DOTALL | re.MULTILINE)
+    """Return the Python snippets of a page."""
+    return re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(), re.DOTALL | re.MULTILINE)
 
 
 def run_page(name, *words):

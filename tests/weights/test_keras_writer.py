@@ -112,12 +112,12 @@ def test_only_weights_h5_is_written(name, narrow, tmp_path):
 
 
 @pytest.mark.slow
-def test_keras_section_of_the_page_runs(keras, tmp_path, monkeypatch):
+def test_keras_page_runs(keras, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     net = network()
     net.save("vgg16.safetensors")
     keras.backend.clear_session()
-    model = run_page("export.md", "keras.applications.VGG16")["model"]
+    model = run_page("keras.md")["model"]
     images = raw_images(224)
     ours = np.exp(net(np.stack([net.preprocess(image) for image in images])))
     assert relative_error(ours / ours.sum(-1, keepdims=True), keras_output(keras, model, images)) < 1e-5

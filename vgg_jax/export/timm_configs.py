@@ -11,7 +11,7 @@ from vgg_jax.weights.formats import Loaded
 
 WIDTH = 4096  # of timm's fc2; that of fc1 is a multiple, `mlp_ratio`
 ARCHITECTURES = {f"vgg{depth}{suffix}": (depth, bool(suffix)) for depth in COLUMNS for suffix in ("", "_bn")}
-# From this side of the images on, the last map is larger than 7x7 and timm's head differs from torchvision's.
+# Images of this side give a last map that is larger than 7x7, for which timm's head differs from torchvision's.
 FIRST_OTHER_SIDE = 256
 # Arguments of timm's models that leave the function as it is, with the only value that does; None: any.
 KNOWN_ARGUMENTS = {
