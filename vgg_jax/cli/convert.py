@@ -4,9 +4,10 @@
 
 SOURCE is a pretrained network's name, a .pth, .safetensors or Keras file, a run's directory, a folder in timm's shape,
 or hf-hub:OWNER/NAME. TARGET ends in .safetensors, .pth, .weights.h5 (Keras) or .stablehlo, or is a folder, which is
-written in timm's shape: it ends in a slash or has no suffix. Depth, batch norm, classes and head are read off the source. The target also states the
-preprocessing, the class names and the meaning of the outputs: those of the source, or those of the options. With
---check, the command also loads the target into torchvision's network and compares the logits.
+written in timm's shape: it ends in a slash or has no suffix. Depth, batch norm, classes and head are read off the
+source. The target also states the preprocessing, the class names and the meaning of the outputs: those of the source,
+or those of the options. With --check, the command also loads the target into torchvision's network and compares the
+logits.
 """
 
 import argparse

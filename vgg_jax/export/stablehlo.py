@@ -76,7 +76,7 @@ def _exported(
     outputs_mean = network.outputs or "softmax"
 
     def outputs(variables: Any, images: jax.Array) -> Any:
-        logits = model.apply(variables, images)
+        logits: Any = model.apply(variables, images)
         if not probabilities or outputs_mean == "values":
             return logits
         return jax.nn.softmax(logits) if outputs_mean == "softmax" else jax.nn.sigmoid(logits)
