@@ -9,6 +9,7 @@ import types
 
 import pytest
 
+from tests.conftest import raises_user_error
 from tests.export.hub_server import TOKEN, serve
 from tests.export.pages import snippets
 
@@ -172,6 +173,19 @@ def test_wrong_checksum_removes_the_file(hub):
     assert not partial_files(hub.cache)
     state.fault = None
     assert run("loaded('hf-hub:me/flip')")[0][0] is True
+
+
+def test_unreachable_hub_is_one_line(hub, monkeypatch):
+    import huggingface_hub
+
+    from vgg_jax import load
+
+    def unreachable(*arguments, **options):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection\nmore")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    with raises_user_error("cannot load hf-hub:me/vgg: it is not cached, and the hub cannot be reached; check"):
+        load("hf-hub:me/vgg")
 
 
 @pytest.mark.parametrize(

@@ -148,4 +148,6 @@ def _reason(error: Exception, errors: Any) -> str:
         return "the hub has no such repository; check the name"
     if isinstance(cause, errors.HFValidationError):
         return f"{first_line(cause)}; expected owner/name"
+    if isinstance(cause, errors.LocalEntryNotFoundError):
+        return "it is not cached, and the hub cannot be reached; check the connection, then rerun"
     return f"{first_line(cause)}; check the connection, then rerun"
