@@ -178,14 +178,14 @@ class Network:
         """
         from vgg_jax.export.targets import save_network  # here, because its import is slow
 
-        for line in save_network(path, self._loaded, **options):
+        for line in save_network(path, self.loaded, **options):
             note(f"{os.fspath(path)}: {line}")
 
     def push_to_hub(self, repo: str, **options: Any) -> str:
         """Upload the network to the Hugging Face hub; return the URL of the commit. See `vgg_jax.export.hub.push`."""
         from vgg_jax.export.hub import push
 
-        url, notes = push(repo, self._loaded, **options)
+        url, notes = push(repo, self.loaded, **options)
         for line in notes:
             note(f"{repo}: {line}")
         return url
@@ -222,7 +222,8 @@ class Network:
             )
 
     @property
-    def _loaded(self) -> Loaded:
+    def loaded(self) -> Loaded:
+        """Return the network as the functions that write files take it."""
         return Loaded(self.model, self.variables, self.preprocessing, self.classes, self.outputs, sides=self.sides)
 
     @functools.cached_property
