@@ -69,7 +69,7 @@ def our_answers(net, images):
     [
         (dict(batch_norm=True), IMAGENET),
         (dict(conv_head=True), dataclasses.replace(IMAGENET, resize=288, crop=288)),
-        (dict(hidden=(4096, 4096)), CIFAR10),
+        pytest.param(dict(hidden=(4096, 4096)), CIFAR10, marks=pytest.mark.slow),
         (dict(), Preprocessing(resize=161, crop=100, mean=(0.5,), std=(0.25,), channel_order="L")),
         (dict(num_classes=None), IMAGENET),
     ],

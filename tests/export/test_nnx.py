@@ -76,6 +76,7 @@ def test_bridged_step_equals_ours(net, images):
         assert relative_error(after["batch_stats"], net.variables["batch_stats"]) > 1e-3
 
 
+@pytest.mark.slow
 def test_bridged_gradient_equals_ours(net, images):
     """In evaluation, where batch norm takes its running statistics."""
     found = nnx.jit(nnx.grad(lambda module: cross_entropy(module(images))))(net.to_nnx())
@@ -85,13 +86,13 @@ def test_bridged_gradient_equals_ours(net, images):
     assert relative_error(nnx.to_pure_dict(found), expected(net.variables["params"])) < 1e-6
 
 
-def test_bridged_state_round_trips(net, images):
+def test_bridged_state_round_trips(net):
     module = net.to_nnx()
     graph, state = nnx.split(module)
     doubled = nnx.merge(graph, jax.tree.map(lambda leaf: 2 * leaf if leaf.dtype == jnp.float32 else leaf, state))
     assert_equal_trees(from_nnx(doubled), jax.tree.map(lambda leaf: 2 * leaf, dict(net.variables)))
     nnx.update(doubled, state)
-    assert relative_error(doubled(images), net(images)) < 1e-6
+    assert_equal_trees(from_nnx(doubled), dict(net.variables))
 
 
 def test_nnx_page_runs(narrow, tmp_path, monkeypatch):

@@ -60,6 +60,7 @@ def test_program_runs_without_vgg_jax(batch_norm, narrow, tmp_path):
         assert relative_error(answer, net(batch)) < 1e-6
 
 
+@pytest.mark.slow
 def test_weights_beside_serve_any_size(narrow, tmp_path):
     net = network(conv_head=True, pool_size=7)
     net.save(tmp_path / "beside.stablehlo", size="any", beside=True, probabilities=True)
@@ -69,6 +70,7 @@ def test_weights_beside_serve_any_size(narrow, tmp_path):
         assert relative_error(answer, jax.nn.softmax(net(batch))) < 1e-6
 
 
+@pytest.mark.slow
 def test_program_of_float64_equals_the_network(narrow, x64, tmp_path):
     """At every size, in the precision in which the order of sums does not matter."""
     net = network(dtype=np.float64, param_dtype=np.float64, batch_norm=True)

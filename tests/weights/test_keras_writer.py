@@ -29,7 +29,7 @@ def listing(path):
     return found
 
 
-@pytest.mark.parametrize("top", [True, False])
+@pytest.mark.parametrize("top", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_narrow_file_is_read_by_keras(top, keras, trunk, tmp_path):
     """The Keras network has the layers and names of keras.applications.VGG16, and an eighth of the channels."""
     keras.backend.clear_session()
@@ -44,7 +44,15 @@ def test_narrow_file_is_read_by_keras(top, keras, trunk, tmp_path):
     assert relative_error(ours, keras_output(keras, theirs, images).reshape(2, -1)) < 1e-5
 
 
-@pytest.mark.parametrize("depth", [16, pytest.param(19, marks=pytest.mark.slow)])
+def test_names_and_shapes_are_those_that_keras_writes(keras, trunk, tmp_path):
+    keras.backend.clear_session()
+    trunk(32).save_weights(tmp_path / "theirs.weights.h5")
+    network(authors(32), hidden=(), num_classes=None).save(tmp_path / "ours.weights.h5")
+    assert listing(tmp_path / "ours.weights.h5") == listing(tmp_path / "theirs.weights.h5")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [16, 19])
 def test_names_are_those_of_keras_applications(depth, keras, tmp_path):
     keras.backend.clear_session()
     theirs = getattr(keras.applications, f"VGG{depth}")(weights=None, include_top=False, input_shape=(32, 32, 3))
