@@ -166,7 +166,6 @@ def test_features_only_drops_the_head(three):
 
 
 def test_folders_of_hugging_face_name_their_file(tmp_path):
-    (tmp_path / "config.json").write_text('{"architecture": "vgg11"}')
     (tmp_path / "model.safetensors").touch()
     with raises_user_error("is not the directory of a run", f"pass {tmp_path / 'model.safetensors'}"):
         load(tmp_path)

@@ -44,6 +44,8 @@ def test_readme_snippets_run(readme):
 
 
 LONG_PAGES = ("explaining.md", "performance.md")
+# tests/export and tests/weights run these pages, with narrow networks, a server and other programs.
+RUN_ELSEWHERE = ("hub.md", "keras.md", "nnx.md", "stablehlo.md")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ LONG_PAGES = ("explaining.md", "performance.md")
     [
         pytest.param(name, marks=pytest.mark.slow if name in LONG_PAGES else ())
         for name, text in PAGES.items()
-        if snippets(text)
+        if snippets(text) and name not in RUN_ELSEWHERE
     ],
 )
 def test_page_snippets_run(name, readme, monkeypatch):

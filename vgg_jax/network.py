@@ -17,11 +17,10 @@ from vgg_jax.data.listing import Image, Path, find_images
 from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError
 from vgg_jax.evaluation.programs import CompiledAhead, outputs_program
-from vgg_jax.export.onnx_file import write_onnx
 from vgg_jax.features.activations import layer_activations
 from vgg_jax.model import VGG
-from vgg_jax.weights.download import NAMES, load_weights
-from vgg_jax.weights.formats import Announce, Loaded, save_file, without_head
+from vgg_jax.sources import read_source
+from vgg_jax.weights.formats import Loaded, without_head
 from vgg_jax.weights.imagenet_classes import imagenet_classes as imagenet_classes
 from vgg_jax.weights.metadata import OUTPUTS
 
@@ -163,25 +162,39 @@ class Network:
         activations: dict[str, jax.Array] = self._activations(self.variables, images, layers=names)
         return activations
 
-    def save(self, path: Path) -> None:
-        """Save the network as .safetensors, .pth or .onnx, with its fields, preprocessing, class names and outputs.
+    def save(self, path: Path, **options: Any) -> None:
+        """Save the network with its fields, preprocessing, class names and outputs.
+
+        Print a note for what was changed, and for what the format cannot hold.
 
         Args:
-          path: the file, which is overwritten if it exists. An ONNX file has the default choices of
-            `export.onnx_options.OnnxOptions`; use `export.onnx_file.write_onnx` for others.
+          path: a .safetensors, .pth, .weights.h5, .onnx or .stablehlo file, which is overwritten if it exists; or a
+            folder in timm's shape, missing or empty: a path that ends in a slash, is a folder or has no suffix.
+          **options: for .onnx the fields of `export.onnx_options.OnnxOptions`, for .stablehlo those of
+            `export.stablehlo.save_stablehlo`, for a folder those of `export.folders.write_folder`.
 
         Raises:
-          UserError: if the suffix is another, or the file cannot be written.
+          UserError: if the suffix is another, the format has no such network, or the path cannot be written.
         """
-        if os.fspath(path).lower().endswith(".onnx"):
-            write_onnx(path, self.loaded)
-        else:
-            save_file(path, self.loaded)
+        from vgg_jax.export.targets import save_network  # here, because its import is slow
 
-    @property
-    def loaded(self) -> Loaded:
-        """Return the network as the functions that write files take it."""
-        return Loaded(self.model, self.variables, self.preprocessing, self.classes, self.outputs, sides=self.sides)
+        for line in save_network(path, self.loaded, **options):
+            note(f"{os.fspath(path)}: {line}")
+
+    def push_to_hub(self, repo: str, **options: Any) -> str:
+        """Upload the network to the Hugging Face hub; return the URL of the commit. See `vgg_jax.export.hub.push`."""
+        from vgg_jax.export.hub import push
+
+        url, notes = push(repo, self.loaded, **options)
+        for line in notes:
+            note(f"{repo}: {line}")
+        return url
+
+    def to_nnx(self, rngs: Any = None) -> Any:
+        """Return the network as a module of Flax's NNX. See `vgg_jax.export.nnx.to_nnx`."""
+        from vgg_jax.export.nnx import to_nnx  # here, because it imports all of NNX
+
+        return to_nnx(self.model, self.variables, rngs)
 
     def checked_preprocessing(self) -> Preprocessing:
         """Return the preprocessing; raise UserError if it is unknown or gives other channels than the network takes."""
@@ -207,6 +220,11 @@ class Network:
                 f"{self.source} holds features only; expected a network with classes: use a file that has the last "
                 "dense layer, or compute features in Python with vgg_jax.load(...).features"
             )
+
+    @property
+    def loaded(self) -> Loaded:
+        """Return the network as the functions that write files take it."""
+        return Loaded(self.model, self.variables, self.preprocessing, self.classes, self.outputs, sides=self.sides)
 
     @functools.cached_property
     def _logits(self) -> Any:
@@ -255,7 +273,8 @@ def load(
 
     Args:
       source: the name of a pretrained network (see `weights.download.load_pretrained`), a file of weights (.pth,
-        .safetensors, Keras' .h5 or .keras, ONNX), or the directory of a training run.
+        .safetensors, Keras' .h5 or .keras, ONNX), the directory of a training run, a folder in timm's shape, or a
+        repository of the Hugging Face hub, hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION.
       features_only: drop the head, and names that belong to no known head. The convolutional part of a pretrained
         network is cached in a file of its own, which later calls read alone: 59 MB of VGG-16 instead of 553.
       preprocessing: the preprocessing of the network's images, in place of that of the source. By default that of the
@@ -283,7 +302,7 @@ def load(
     def network(loaded: Loaded) -> Network:
         return _network(loaded, source, features_only, preprocessing, classes, outputs)
 
-    loaded = _read(source, features_only, step, announce and (lambda loaded: announce(network(loaded))))
+    loaded = read_source(source, features_only, step, announce and (lambda loaded: announce(network(loaded))))
     for line in loaded.notes:
         note(f"{source}: {line}")
     return network(loaded)
@@ -308,21 +327,6 @@ def _network(
     names = None if classes is None else tuple(classes)
     stated, outputs = preprocessing or loaded.preprocessing, outputs or loaded.outputs or "softmax"
     return Network(model, loaded.variables, stated, names, outputs, source, loaded.sides)
-
-
-def _read(source: str, features_only: bool, step: str | int, announce: Announce | None) -> Loaded:
-    if source not in NAMES and os.path.isdir(source):
-        from vgg_jax.training.run_weights import load_run  # here, because only a run needs Orbax
-
-        return load_run(source, step)
-    if source not in NAMES and not os.path.exists(source):
-        raise UserError(
-            f"{source} does not exist; expected a .pth, .safetensors, .h5, .keras or .onnx file, a run's directory, or "
-            f"one of {', '.join(NAMES)}"
-        )
-    if step != "latest":
-        raise UserError(f"step is {step}, but {source} is not the directory of a run; expected one: leave out the step")
-    return load_weights(source, features_only, announce)
 
 
 def _to_pil(pixels: np.ndarray) -> PIL.Image.Image:

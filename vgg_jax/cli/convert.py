@@ -2,10 +2,12 @@
 
     python -m vgg_jax convert SOURCE TARGET [--check] [--preprocessing NAME] [--classes FILE] [...]
 
-SOURCE is a pretrained network's name, a .pth, .safetensors or Keras file, or a run's directory. TARGET ends in
-.safetensors or .pth. Depth, batch norm, classes and head are read off the source. The target also states the
-preprocessing, the class names and the meaning of the outputs: those of the source, or those of the options. With
---check, the command also loads the target into torchvision's network and compares the logits.
+SOURCE is a pretrained network's name, a .pth, .safetensors or Keras file, a run's directory, a folder in timm's shape,
+or hf-hub:OWNER/NAME. TARGET ends in .safetensors, .pth, .weights.h5 (Keras) or .stablehlo, or is a folder, which is
+written in timm's shape: it ends in a slash or has no suffix. Depth, batch norm, classes and head are read off the
+source. The target also states the preprocessing, the class names and the meaning of the outputs: those of the source,
+or those of the options. With --check, the command also loads the target into torchvision's network and compares the
+logits.
 """
 
 import argparse
@@ -19,9 +21,10 @@ from vgg_jax.cli.network_options import add_network_options, load_network
 from vgg_jax.cli.paragraphs import Paragraphs
 from vgg_jax.console import note
 from vgg_jax.errors import UserError, report_mistakes
+from vgg_jax.export.targets import check_writable
 from vgg_jax.network import load
 from vgg_jax.runtime import configure
-from vgg_jax.weights.formats import check_target, load_file
+from vgg_jax.weights.formats import load_file
 from vgg_jax.weights.verification import error_against_torchvision
 
 
@@ -29,7 +32,9 @@ def convert(source: str, target: str, check: bool, options: argparse.Namespace |
     """Read `source`, write `target`, and compare logits on request; return the exit code."""
     if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
         raise UserError(f"{target} is the source itself; expected another file: choose another target")
-    check_target(target)
+    check_writable(target)
+    if check and not target.lower().endswith((".pth", ".pt", ".safetensors")):
+        raise UserError(f"--check compares .pth and .safetensors files; found {target}: leave out --check")
     net = load_network(source, options) if options else load(source)
     net.save(target)
     model = net.model
@@ -58,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "source", help="a pretrained network's name, a .pth, .safetensors, .h5 or .keras file, or a run's directory"
     )
-    parser.add_argument("target", help="a .safetensors or .pth file")
+    parser.add_argument("target", help="a .safetensors, .pth, .weights.h5 or .stablehlo file, or a folder")
     parser.add_argument("--check", action="store_true", help="compare the logits with torchvision's")
     add_network_options(parser)
     options = parser.parse_args(argv)

@@ -1,1 +1,1 @@
-"""Networks out: to the programs where they are deployed."""
+"""Networks for other programs: ONNX, StableHLO, folders in timm's shape, the Hugging Face hub, and Flax's NNX."""

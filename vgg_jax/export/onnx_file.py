@@ -9,7 +9,7 @@ import numpy as np
 from vgg_jax.errors import UserError, require
 from vgg_jax.export.onnx_graph import onnx_model
 from vgg_jax.export.onnx_options import DEFAULT, OnnxOptions
-from vgg_jax.weights.formats import Loaded, check_folder, write_atomically
+from vgg_jax.weights.formats import Loaded, check_parent_folder, write_atomically
 
 LARGEST = 2**31 - 1  # bytes of a protocol buffer
 
@@ -42,7 +42,7 @@ def check_onnx_target(path: str) -> None:
     suffix = os.path.splitext(path)[1]
     if suffix.lower() != ".onnx":
         raise UserError(f"{path} ends in {suffix!r}; expected .onnx: change the suffix")
-    check_folder(path)
+    check_parent_folder(path)
 
 
 def onnx_runtime(model: str | bytes) -> Any:

@@ -17,7 +17,8 @@ from vgg_jax.weights.contents import ZIP_ERRORS, describe_content
 from vgg_jax.weights.imagenet_classes import imagenet_classes, is_imagenets
 from vgg_jax.weights.keras_files import is_keras_archive, read_keras_file
 from vgg_jax.weights.keras_networks import from_keras
-from vgg_jax.weights.layouts import to_torch, to_variables, variable_shapes
+from vgg_jax.weights.keras_writer import write_keras
+from vgg_jax.weights.layouts import fits, to_torch, to_variables, variable_shapes
 from vgg_jax.weights.metadata import Stated, attached_to, from_json, to_json
 from vgg_jax.weights.onnx_facts import onnx_facts
 from vgg_jax.weights.onnx_files import is_onnx, read_onnx_file
@@ -25,6 +26,8 @@ from vgg_jax.weights.onnx_networks import from_onnx
 from vgg_jax.weights.pickles import read_content, write_tensors
 from vgg_jax.weights.state_dicts import Reading, read_checkpoint, read_state_dict
 from vgg_jax.weights.tensor_file import open_tensor_file
+
+OTHER_NETWORK = "the network that vgg_jax described in the file is another one; read off the tensors instead"
 
 
 class Loaded(NamedTuple):
@@ -55,6 +58,7 @@ class Format:
     # `load_file` puts in front.
     read: Callable[[str, bool], Loaded]
     write: Callable[[str, Loaded], None] | None = None
+    written: tuple[str, ...] = ()  # the ends of names that `write` is for
 
 
 def load_file(path: str | os.PathLike[str], features_only: bool = False, announce: Announce | None = None) -> Loaded:
@@ -146,7 +150,7 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
     Raises:
       UserError: if the folder does not exist, or the file cannot be written.
     """
-    check_folder(path)
+    check_parent_folder(path)
     partial = f"{path}.partial"
     try:
         write(partial)
@@ -166,16 +170,16 @@ def check_target(path: str | os.PathLike[str]) -> None:
 
 def _writer(path: str) -> Callable[[str, Loaded], None]:
     """Return the function that writes the file at `path`, after checking the suffix and the folder."""
-    suffix = os.path.splitext(path)[1].lower()
-    writable = [entry for entry in FORMATS if entry.write]
-    writers = [entry.write for entry in writable if entry.write and suffix in entry.suffixes]
+    writers = [entry.write for entry in FORMATS if entry.write and path.lower().endswith(entry.written)]
     if not writers:
-        raise UserError(f"{path} ends in {suffix!r}; expected {_suffixes(writable, 'or')}")
-    check_folder(path)
+        suffix = os.path.splitext(path)[1]
+        ends = [end for entry in FORMATS for end in entry.written]
+        raise UserError(f"{path} ends in {suffix!r}; expected {', '.join(ends[:-1])} or {ends[-1]}")
+    check_parent_folder(path)
     return writers[0]
 
 
-def check_folder(path: str) -> None:
+def check_parent_folder(path: str) -> None:
     """Raise UserError if the folder of a file to write does not exist."""
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
@@ -228,7 +232,7 @@ def _from_reading(reading: Reading, features_only: bool, forget: Forget = _forge
 
 
 def own_metadata(network: Loaded) -> dict[str, str]:
-    """Return what a network carries beside its arrays, as the strings to store in a file."""
+    """Return the strings that a file of ours states beside its arrays."""
     return to_json(Stated(network.model, network.preprocessing, network.classes, network.outputs, network.sides))
 
 
@@ -267,7 +271,7 @@ def _read_pth(path: str, features_only: bool) -> Loaded:
             try:
                 return _from_own(arrays, own)
             except UserError:  # someone has replaced tensors, such as those of the last layer, and kept the rest
-                notes = ("the network that vgg_jax described in the file is another one; read off the tensors instead",)
+                notes = (OTHER_NETWORK,)
     loaded = _from_reading(read_checkpoint(content, features_only), features_only)
     return loaded._replace(notes=(*notes, *loaded.notes))
 
@@ -309,9 +313,20 @@ def _read_keras(path: str, features_only: bool) -> Loaded:
             "the name says that Theano flipped the kernels, which the content does not state; expected the file whose "
             "name ends in tf_kernels.h5: use that one"
         )
-    loaded = Loaded(**from_keras(read_keras_file(path), features_only)._asdict())
+    file = read_keras_file(path)
+    loaded = Loaded(**from_keras(file, features_only)._asdict())
+    params = loaded.variables["params"]
+    stated = from_json(file.metadata, params["conv1_1"]["kernel"].dtype) if file.metadata else None
+    if stated and not features_only:
+        if fits(params, stated.model):
+            return Loaded(stated.model, loaded.variables, *stated[1:4], sides=stated.sides)
+        loaded = loaded._replace(notes=(OTHER_NETWORK, *loaded.notes))
     is_authors = loaded.preprocessing is not None and loaded.model.num_classes == 1000
     return loaded._replace(classes=imagenet_classes()) if is_authors else loaded
+
+
+def _write_keras(path: str, network: Loaded) -> None:
+    write_keras(path, network.model, network.variables, own_metadata(network))
 
 
 # --- ONNX: graphs of vgg_jax and others
@@ -325,8 +340,8 @@ def _read_onnx(path: str, features_only: bool) -> Loaded:
 
 
 FORMATS = [
-    Format("PyTorch", (".pth", ".pt"), _is_pth, _read_pth, _write_pth),
-    Format("safetensors", (".safetensors",), _is_safetensors, _read_safetensors, _write_safetensors),
-    Format("Keras", (".h5", ".hdf5", ".keras"), _is_keras, _read_keras),
+    Format("PyTorch", (".pth", ".pt"), _is_pth, _read_pth, _write_pth, (".pth", ".pt")),
+    Format("safetensors", (".safetensors",), _is_safetensors, _read_safetensors, _write_safetensors, (".safetensors",)),
+    Format("Keras", (".h5", ".hdf5", ".keras"), _is_keras, _read_keras, _write_keras, (".weights.h5",)),
     Format("ONNX", (".onnx",), is_onnx, _read_onnx),
 ]

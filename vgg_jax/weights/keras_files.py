@@ -21,6 +21,7 @@ from vgg_jax.errors import UserError, require
 from vgg_jax.weights.contents import ZIP_ERRORS, is_zip
 from vgg_jax.weights.hdf5_probe import check_structure
 from vgg_jax.weights.keras_configs import MODELS, Step, steps_of
+from vgg_jax.weights.keras_writer import METADATA
 from vgg_jax.weights.prefixes import natural_key
 
 MOST_ITEMS = 20_000  # groups and arrays of one file; VGG-19 has about 100
@@ -48,6 +49,7 @@ class KerasFile(NamedTuple):
     is_ordered: bool  # whether the order of the layers is that of the computation
     front: tuple[str, ...] = ()  # what the network does with its input before its chain of layers
     loss: Any = None  # the configuration of the loss, if it is known
+    metadata: Mapping[str, str] = {}  # what vgg_jax stated in the file; empty for files of others
 
 
 def is_keras_archive(path: str) -> bool:
@@ -124,10 +126,21 @@ def _read(file: Any, size: int, config: Any) -> KerasFile:
         ]
     if config is None or config["class_name"] not in MODELS:  # a class of the user's, whose layers are not stated
         is_ordered = legacy and ("layer_names" in root.attrs or "layer_names0" in root.attrs)
-        return KerasFile(units, False, is_ordered)
+        return KerasFile(units, False, is_ordered, metadata=_metadata(file))
     steps, front = steps_of(config)
     loss = training.get("loss") if isinstance(training, dict) else None
     return KerasFile(_joined(steps, units), True, True, tuple(front), loss)
+
+
+def _metadata(file: Any) -> dict[str, str]:
+    """Return what vgg_jax stated in the file; empty if it wrote none or something else has that name."""
+    if METADATA not in file or type(file.get(METADATA, getlink=True)).__name__ != "HardLink":
+        return {}
+    stored = file[METADATA]
+    if hasattr(stored, "keys") or stored.dtype != np.uint8 or stored.nbytes > LARGEST_CONFIG or stored.external:
+        return {}
+    stated = json.loads(np.asarray(stored).tobytes())
+    return {k: v for k, v in stated.items() if isinstance(v, str)} if isinstance(stated, dict) else {}
 
 
 class _Datasets:

@@ -222,6 +222,13 @@ def check_fits(arrays: Mapping[str, np.ndarray], model: VGG) -> list[Entry]:
     return entries
 
 
+def fits(params: Mapping[str, Mapping[str, Any]], model: VGG) -> bool:
+    """Return whether arrays by layer and name have the shapes of the parameters of `model`."""
+    found = {(layer, leaf): array.shape for layer, leaves in params.items() for leaf, array in leaves.items()}
+    entries = table(model, found[("conv1_1", "kernel")][2])
+    return found == {entry.path[1:]: entry.our_shape for entry in entries if entry.path[0] == "params"}
+
+
 def read_model(
     arrays: Mapping[str, np.ndarray], has_classes: bool | None = None, conv_head: bool = False
 ) -> tuple[VGG, tuple[str, ...]]:
