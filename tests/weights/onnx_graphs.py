@@ -142,4 +142,4 @@ def tf2onnx_shaped(norm, head, padding="pads"):
     else:
         x = b.add("ReduceMean", x, axes=[1, 2], keepdims=0)
     x = b.add("Relu", b.add("Add", b.add("MatMul", x, b.draw(channels, 16, scale=0.1)), b.draw(16)))
-    return b.model(b.add("Softmax", b.add("Add", b.add("MatMul", x, b.draw(16, 5)), b.draw(5)), axis=-1))
+    return b.model(b.add("Softmax", b.add("Add", b.add("MatMul", x, b.draw(16, 5, scale=0.02)), b.draw(5)), axis=-1))
