@@ -47,6 +47,7 @@ HANDLERS: dict[str, Callable[[Walk, Node], None]] = {
     "MatMul": onnx_head.matmul,
     **dict.fromkeys(("Softmax", "LogSoftmax", "Sigmoid"), onnx_head.softmax),
 }
+QUANTIZED = "the network is quantized; expected floats: load the file that it was quantized from"
 FEATURES_REMEDY = "load its convolutional part alone with features_only=True or --features-only"
 
 
@@ -120,7 +121,8 @@ def _follow(walk: Walk, file: OnnxFile, features_only: bool) -> tuple[list[str],
             if node.kind not in SKIPPED:
                 handler = HANDLERS.get(node.kind)
                 if handler is None:
-                    walk.refuse(node, "a VGG has no such operation")
+                    is_quantized = node.kind.startswith("QLinear") or "QuantizeLinear" in node.kind
+                    walk.refuse(node, QUANTIZED if is_quantized else "a VGG has no such operation")
                 handler(walk, node)
         except Misfit:
             if _skip_adaptive_pool(walk):
