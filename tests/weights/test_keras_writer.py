@@ -44,10 +44,11 @@ def test_narrow_file_is_read_by_keras(top, keras, trunk, tmp_path):
     assert relative_error(ours, keras_output(keras, theirs, images).reshape(2, -1)) < 1e-5
 
 
-def test_names_and_shapes_are_those_that_keras_writes(keras, trunk, tmp_path):
+def test_names_and_shapes_are_those_that_keras_writes(keras, trunk, tmp_path, capsys):
     keras.backend.clear_session()
     trunk(32).save_weights(tmp_path / "theirs.weights.h5")
     network(authors(32), hidden=(), num_classes=None).save(tmp_path / "ours.weights.h5")
+    assert not capsys.readouterr().err
     assert listing(tmp_path / "ours.weights.h5") == listing(tmp_path / "theirs.weights.h5")
 
 
@@ -66,7 +67,7 @@ def test_names_are_those_of_keras_applications(depth, keras, tmp_path):
 def test_full_file_is_read_by_keras_applications(name, top, keras, tmp_path):
     keras.backend.clear_session()
     fields = dict() if top else dict(hidden=(), num_classes=None)
-    net = network(AUTHORS, depth=int(name[3:]), **fields)
+    net = network(authors(224), depth=int(name[3:]), **fields)
     net.save(tmp_path / "net.weights.h5")
     make = getattr(keras.applications, name)
     theirs = make(weights=str(tmp_path / "net.weights.h5"), include_top=top, input_shape=(224, 224, 3))
@@ -122,7 +123,7 @@ def test_only_weights_h5_is_written(name, narrow, tmp_path):
 @pytest.mark.slow
 def test_keras_page_runs(keras, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    net = network()
+    net = network(authors(224))
     net.save("vgg16.safetensors")
     keras.backend.clear_session()
     model = run_page("keras.md")["model"]

@@ -1,10 +1,11 @@
 """What `Network.save` writes: the end of a path decides the format."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from typing import Any
 
-from vgg_jax.data.preprocessing import AUTHORS
+from vgg_jax.data.preprocessing import AUTHORS, Preprocessing
 from vgg_jax.errors import UserError
 from vgg_jax.export.folders import check_folder, write_folder
 from vgg_jax.export.onnx_file import write_onnx
@@ -45,9 +46,17 @@ def save_network(path: str | os.PathLike[str], network: Loaded, **options: Any) 
     if options:
         raise UserError(f"{path} is a file of weights; found the options {', '.join(options)}: leave them out")
     save_file(path, network)
-    if path.lower().endswith(".weights.h5") and network.preprocessing != AUTHORS:
+    if path.lower().endswith(".weights.h5") and not _is_authors(network.preprocessing):
         return ("keras.applications' preprocess_input is not the preprocessing of this network; normalize its images",)
     return ()
+
+
+def _is_authors(preprocessing: Preprocessing | None) -> bool:
+    """Return whether images are normalized as by `preprocess_input` of keras.applications' VGG, at whatever size."""
+    return (
+        preprocessing is not None
+        and dataclasses.replace(preprocessing, resize=AUTHORS.resize, crop=AUTHORS.crop, exif=AUTHORS.exif) == AUTHORS
+    )
 
 
 def is_folder(path: str) -> bool:
