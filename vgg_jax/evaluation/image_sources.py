@@ -4,7 +4,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
@@ -18,6 +18,7 @@ from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """Images with names, and with labels if there are any."""
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import filelock
 import numpy as np
@@ -28,6 +28,7 @@ OPEN_PARTS = 16  # that are mapped into memory at once
 Rows = dict[str, np.ndarray]  # arrays with one entry for each row
 
 
+@runtime_checkable
 class RowStore(Protocol):
     """A place for computed rows, which are numbered from 0."""
 

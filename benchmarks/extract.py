@@ -1,0 +1,143 @@
+"""Extraction of features beside the bare forward pass: python benchmarks/extract.py [--side 32|224] [--images N] [...]
+
+Writes N JPEGs of noise in a temporary folder (or takes those of --folder), and in turn measures
+
+  bare     the forward pass alone: batches of decoded images in memory, to the layer, with the pooling of the features;
+           the results stay on the device, except the last
+  extract  `vgg-jax extract`: reads and decodes files, computes, writes parts and the final file
+
+and prints the images per second of each and the ratio of their medians. Both are measured from the first batch that is
+complete on, so that neither counts compilation. The seconds from the last batch to the complete file are printed beside
+and count for `extract`. The network is VGG-16 with random weights, with batch norm at 32x32.
+"""
+
+import argparse
+import functools
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as in the command
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import jax  # noqa: E402 - after the environment variable
+import jax.numpy as jnp  # noqa: E402 - after the environment variable
+import numpy as np  # noqa: E402 - for the same order everywhere
+import PIL.Image  # noqa: E402 - for the same order everywhere
+
+from vgg_jax import CIFAR10, IMAGENET, VGG  # noqa: E402 - after the path
+from vgg_jax.data.preprocessing import Preprocessing  # noqa: E402 - after the path
+from vgg_jax.evaluation import extraction as extraction_module  # noqa: E402 - after the path
+from vgg_jax.evaluation.embeddings import Extraction  # noqa: E402 - after the path
+from vgg_jax.evaluation.extraction import extract  # noqa: E402 - after the path
+from vgg_jax.evaluation.image_sources import open_source  # noqa: E402 - after the path
+from vgg_jax.evaluation.parts import PartFiles, Rows  # noqa: E402 - after the path
+from vgg_jax.evaluation.pooled_features import FeatureOptions, image_features  # noqa: E402 - after the path
+from vgg_jax.runtime import compiler_options, configure  # noqa: E402 - after the path
+
+PHOTOGRAPH = (500, 375)  # width and height of the usual ImageNet photograph
+
+
+class TimedParts(PartFiles):
+    """The files of an extraction, and the time at which each batch arrived."""
+
+    times: list[tuple[float, int]] = []
+
+    def add(self, start: int, rows: Rows) -> None:
+        """Keep rows, and the time."""
+        super().add(start, rows)
+        self.times.append((time.perf_counter(), len(next(iter(rows.values())))))
+
+
+def write_images(folder: str, count: int, side: int) -> None:
+    """Write JPEGs of smooth noise: of 32x32, or of the size of photographs."""
+    random = np.random.default_rng(0)
+    size = (side, side) if side <= 64 else PHOTOGRAPH
+    for i in range(count):
+        noise = PIL.Image.fromarray(random.integers(0, 256, (max(4, size[1] // 8), max(4, size[0] // 8), 3), np.uint8))
+        noise.resize(size).save(os.path.join(folder, f"{i:06d}.jpg"), quality=85)
+
+
+def network(side: int) -> tuple[VGG, dict, Preprocessing]:
+    """Return VGG-16, random weights and the preprocessing."""
+    small = side <= 64
+    options = {"num_classes": 10, "pool_size": 1, "hidden": ()} if small else {}
+    model = VGG(16, small, **options)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    random = np.random.default_rng(0)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        std = np.sqrt(2 / np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0.1
+        return np.abs(std * random.standard_normal(leaf.shape, np.float32))  # no negative variances
+
+    return model, jax.tree.map(draw, shapes), CIFAR10 if small else IMAGENET
+
+
+def bare_rate(
+    model: VGG, variables: dict, preprocessing: Preprocessing, options: FeatureOptions, shape: tuple, images: int
+) -> float:
+    """Return the images per second of the forward pass alone."""
+    function = functools.partial(image_features, model, preprocessing, options, False)
+    program = jax.jit(function, compiler_options=compiler_options())
+    variables = jax.device_put(variables)
+    batch = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    inputs = jax.device_put((batch, np.full((len(batch), 2), shape[1], np.int32)))
+    jax.block_until_ready(program(variables, *inputs))
+    count = max(2, images // len(batch))
+    start = time.perf_counter()
+    for _ in range(count):
+        found = program(variables, *inputs)
+    jax.block_until_ready(found)
+    return count * len(batch) / (time.perf_counter() - start)
+
+
+def extract_rate(net: tuple, folder: str, options: FeatureOptions, out: str) -> tuple[float, float]:
+    """Return the images per second of the extraction, and the seconds that it takes to complete the file."""
+    TimedParts.times = []
+    extract(*net, open_source(folder, net[2]), options, out)
+    end = time.perf_counter()
+    (first, _), *others = TimedParts.times
+    os.remove(out)
+    return sum(count for _, count in others) / (end - first), end - others[-1][0]
+
+
+def main() -> None:
+    """Measure both in turn, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, choices=(32, 224), default=32, help="(default: %(default)s)")
+    parser.add_argument("--images", type=int, help="(default: 10000 at 32, 320 at 224)")
+    parser.add_argument("--folder", help="a folder of JPEGs instead of noise")
+    parser.add_argument("--layer", help="(default: pool5 at 32, fc7 at 224)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
+    options = parser.parse_args()
+    configure()
+    setattr(extraction_module, "PartFiles", TimedParts)  # noqa: B010 - mypy refuses the assignment of a class
+    model, variables, preprocessing = net = network(options.side)
+    choices = FeatureOptions((options.layer or ("pool5" if options.side == 32 else "fc7"),))
+    rates: dict[str, list[float]] = {"bare": [], "extract": []}
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as results:
+        if not options.folder:
+            write_images(folder, options.images or (10_000 if options.side == 32 else 320), options.side)
+        source = open_source(options.folder or folder, preprocessing)
+        batch = Extraction(*net, source, choices).plan.batches[0]
+        shape = (batch.size, *batch.shape, 3)
+        print(f"{len(source)} images, batches of {batch.size}, layer {choices.layers[0]}", flush=True)
+        for _ in range(options.rounds):
+            rates["bare"].append(bare_rate(*net, choices, shape, len(source)))
+            rate, seconds = extract_rate(net, options.folder or folder, choices, os.path.join(results, "out.npz"))
+            rates["extract"].append(rate)
+            print(
+                f"bare {rates['bare'][-1]:.2f} images/s, extract {rate:.2f} images/s, "
+                f"{seconds:.2f} s to complete the file",
+                flush=True,
+            )
+    ratio = statistics.median(rates["extract"]) / statistics.median(rates["bare"])
+    print(f"extract over bare: {ratio:.3f} in images/s (medians)")
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, JAX {jax.__version__}")
+
+
+if __name__ == "__main__":
+    main()
