@@ -176,7 +176,9 @@ def test_sigkill_gives_the_same_file(net, folder, tmp_path):
     computed = []
     with pytest.MonkeyPatch.context() as patch:
         add = parts.PartFiles.add
-        patch.setattr(parts.PartFiles, "add", lambda self, start, rows: (computed.append(start), add(self, start, rows)))
+        patch.setattr(
+            parts.PartFiles, "add", lambda self, start, rows: (computed.append(start), add(self, start, rows))
+        )
         assert run(net, folder, out).computed
     assert len(computed) == 5 - kept
     run(net, folder, tmp_path / "never.npz")
@@ -314,6 +316,8 @@ def test_class_folder_gives_labels_and_names(net, tmp_path):
         assert found.labels.tolist() == [0, 0, 0, 1, 1, 1]
         assert found.names == [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(3)]
         assert found.class_names == ("cat", "dog")
+    run(net, tmp_path / "data", tmp_path / "test.npz", split="test")
+    assert load_embeddings(tmp_path / "test.npz").labels.tolist() == [1, 1, 1]  # numbered as in training
     with raises_user_error("is a data set with splits: test, train", "add --split"):
         run(net, tmp_path / "data", tmp_path / "none.npz")
 

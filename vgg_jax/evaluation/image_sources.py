@@ -204,7 +204,9 @@ def open_source(
                 "--split"
             )
         split = "all"
-    opened = open_split(source, split, data_dir=data_dir, class_split=split)
+    # The classes of a folder are numbered by its training split, as the trainer does.
+    of_training = os.path.isdir(path) and "train" in split_names(path)
+    opened = open_split(source, split, data_dir=data_dir, class_split="train" if of_training else split)
     return SplitImages(opened.decoded_for(preprocessing))
 
 
