@@ -23,20 +23,20 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as in the command
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import jax  # noqa: E402 - after the environment variable
-import jax.numpy as jnp  # noqa: E402 - after the environment variable
-import numpy as np  # noqa: E402 - for the same order everywhere
-import PIL.Image  # noqa: E402 - for the same order everywhere
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
 
-from vgg_jax import CIFAR10, IMAGENET, VGG  # noqa: E402 - after the path
-from vgg_jax.data.preprocessing import Preprocessing  # noqa: E402 - after the path
-from vgg_jax.evaluation import extraction as extraction_module  # noqa: E402 - after the path
-from vgg_jax.evaluation.embeddings import Extraction  # noqa: E402 - after the path
-from vgg_jax.evaluation.extraction import extract  # noqa: E402 - after the path
-from vgg_jax.evaluation.image_sources import open_source  # noqa: E402 - after the path
-from vgg_jax.evaluation.parts import PartFiles, Rows  # noqa: E402 - after the path
-from vgg_jax.evaluation.pooled_features import FeatureOptions, image_features  # noqa: E402 - after the path
-from vgg_jax.runtime import compiler_options, configure  # noqa: E402 - after the path
+from vgg_jax import CIFAR10, IMAGENET, VGG
+from vgg_jax.data.preprocessing import Preprocessing
+from vgg_jax.evaluation import extraction as extraction_module
+from vgg_jax.evaluation.embeddings import Extraction
+from vgg_jax.evaluation.extraction import extract
+from vgg_jax.evaluation.image_sources import open_source
+from vgg_jax.evaluation.parts import PartFiles, Rows
+from vgg_jax.evaluation.pooled_features import FeatureOptions, image_features
+from vgg_jax.runtime import compiler_options, configure
 
 PHOTOGRAPH = (500, 375)  # width and height of the usual ImageNet photograph
 
@@ -115,13 +115,13 @@ def main() -> None:
     options = parser.parse_args()
     configure()
     setattr(extraction_module, "PartFiles", TimedParts)  # noqa: B010 - mypy refuses the assignment of a class
-    model, variables, preprocessing = net = network(options.side)
+    net = network(options.side)
     choices = FeatureOptions((options.layer or ("pool5" if options.side == 32 else "fc7"),))
     rates: dict[str, list[float]] = {"bare": [], "extract": []}
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as results:
         if not options.folder:
             write_images(folder, options.images or (10_000 if options.side == 32 else 320), options.side)
-        source = open_source(options.folder or folder, preprocessing)
+        source = open_source(options.folder or folder, net[2])
         batch = Extraction(*net, source, choices).plan.batches[0]
         shape = (batch.size, *batch.shape, 3)
         print(f"{len(source)} images, batches of {batch.size}, layer {choices.layers[0]}", flush=True)

@@ -93,8 +93,8 @@ def write(options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
         f"{found[0]['train_images']:,} training images, {found[0]['total']:,} test images. The features are averaged",
         f"over positions{' and the horizontal flip' if options.flip else ''}, and normalized. The classifier is "
         f"`{options.classifier}` of `vgg-jax probe`.",
-        "C is chosen on a fifth of the training images. The seconds of the extraction are those of all layers together;",
-        "a resumed run states its own part of them.",
+        "C is chosen on a fifth of the training images. The seconds of the extraction are those of all layers",
+        "together; a resumed run states its own part of them.",
         "",
         "| after | images | features | accuracy | 95 % interval | C | extraction | classifier |",
         "|---" * 8 + "|",

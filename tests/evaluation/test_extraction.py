@@ -117,8 +117,8 @@ def test_scales_equal_pytorch(net, folder, tmp_path, torchvision):
     def dense(image):
         x = (torchvision.transforms.functional.pil_to_tensor(image).float() / 255 - mean) / std
         with torch.no_grad():
-            pool4 = trunk[:15](x[None])
-            y = trunk[15:](pool4)
+            pool4 = trunk[:16](x[None])
+            y = trunk[16:](pool4)
             y = torch.relu(torch.nn.functional.conv2d(y, fc6.reshape(24, 64, 2, 2), state["classifier.0.bias"]))
             y = torch.nn.functional.conv2d(y, fc7[..., None, None], state["classifier.3.bias"])
         return [maps.mean((2, 3))[0].numpy() for maps in (pool4, y)]
@@ -299,7 +299,7 @@ def test_unreadable_image_is_left_out(net, folder, tmp_path, options, capsys):
 def test_no_readable_image_is_refused(net, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(b"no image")
-    with raises_user_error("no image can be read"):
+    with raises_user_error("images has no image that can be read; expected at least one: replace the files"):
         run(net, tmp_path / "images", tmp_path / "out.npz")
 
 

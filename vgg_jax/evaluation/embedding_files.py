@@ -7,7 +7,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -267,7 +267,7 @@ def _read_parquet(path: str, description: dict[str, Any]) -> Embeddings:
     return Embeddings(features, table.column("name").to_pylist(), labels, description)
 
 
-def _write_blocks(file: IO[bytes], content: Content, layer: str) -> None:
+def _write_blocks(file: Any, content: Content, layer: str) -> None:
     for (values,) in content.blocks(layer):
         file.write(values.tobytes())
 

@@ -87,8 +87,6 @@ class Extraction:
         if not scales:
             return plan_views(count, self._preprocessing.crop, self._pixels, self._mesh.size)
         sizes = dict(self._reader.results(self._source.size, "sizes of the images"))
-        if not sizes:
-            raise UserError("no image can be read; expected at least one: replace the files")
         return plan_scales(sizes, count, scales, self._pixels, self._mesh.size)
 
     def compute(self, store: RowStore) -> None:
@@ -101,8 +99,7 @@ class Extraction:
         if not missing:
             return
         views = _Views(missing, self._preprocessing, self._options.scales, self._source)
-        function = functools.partial(image_features, self._model, self._preprocessing, self._options, self.plan.padded)
-        program = jax.jit(function, compiler_options=compiler_options())
+        program = _program(self._model, self._preprocessing, self._options, self.plan.padded)
         variables = replicated(self._variables, self._mesh)
         sharding = NamedSharding(self._mesh, P(*self._mesh.axis_names))
         running: collections.deque[tuple[PlannedBatch, Rows, dict[str, jax.Array]]] = collections.deque()
@@ -134,6 +131,13 @@ class Extraction:
                 fetch()
         finally:
             store.flush()
+
+
+@functools.lru_cache(maxsize=8)
+def _program(model: VGG, preprocessing: Preprocessing, options: FeatureOptions, padded: bool) -> Any:
+    """Return the jitted function of `image_features`; the compiled programs of the last ones are kept."""
+    function = functools.partial(image_features, model, preprocessing, options, padded)
+    return jax.jit(function, compiler_options=compiler_options())
 
 
 class _Views:
@@ -228,7 +232,7 @@ class Features:
         self._rows = plan.rows[:, planned[readable]]
         self.unreadable = plan.rows.shape[1] - len(self)
         if not len(self):
-            raise UserError("no image can be read; expected at least one: replace the files")
+            raise UserError("the parts hold no image that can be read; expected at least one: replace the files")
 
     def __len__(self) -> int:
         return int(self._rows.shape[1])

@@ -146,6 +146,10 @@ class Reader:
         self.readable[index] = False
         skipped = len(self) - int(self.readable.sum())
         note(f"skipped corrupt image {skipped}: {error}")
+        if skipped == len(self):
+            raise UserError(
+                f"{self._split.name} has no image that can be read; expected at least one: replace the files"
+            )
         most = min(self._most_corrupt, len(self) - 1)
         if skipped > most:
             raise UserError(f"{self._split.name} has more than {most} corrupt images; replace or remove them")
