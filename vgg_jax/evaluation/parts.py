@@ -209,7 +209,7 @@ class PartFiles:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def close(self) -> None:
-        """Let another process use the directory."""
+        """Release the directory for other processes."""
         self._open.cache_clear()
         self._lock.release()
 
