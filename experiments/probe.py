@@ -12,17 +12,21 @@ rows of the table are kept in --runs-dir. Writes probe.json and probe.md to --ou
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from experiments.environment import environment, table
 from vgg_jax import AUTHORS, Network, load
 from vgg_jax.data.dataset import open_split
-from vgg_jax.evaluation.embedding_files import load_embeddings
+from vgg_jax.evaluation.embedding_files import Embeddings, load_embeddings
 from vgg_jax.evaluation.extraction import extract
 from vgg_jax.evaluation.image_sources import SplitImages
 from vgg_jax.evaluation.linear_probe import CLASSIFIERS, probe_files
@@ -33,16 +37,33 @@ LAYERS = ("pool3", "pool4", "pool5")
 SIZES = (64, 128)
 
 
-def extracted(net: Network, options: argparse.Namespace, scales: tuple[int, ...], split: str) -> tuple[str, float]:
-    """Return the file of the features of a split, and the seconds that this call took to compute it."""
-    choices = FeatureOptions(LAYERS, scales=scales, flip=options.flip, normalize=True)
+def extracted(net: Network, options: argparse.Namespace, size: int, split: str) -> tuple[str, float]:
+    """Return the file of the features of a split, and the seconds that the call took which completed it."""
+    choices = FeatureOptions(LAYERS, scales=(size,), flip=options.flip)  # the probe divides by the norms
     images = open_split(os.path.join(options.data, ""), split, data_dir="")
     images = images.decoded_for(net.checked_preprocessing()).select((), options.per_class if split == "train" else 0)
-    name = f"{split}-{'-'.join(map(str, scales))}-{options.per_class or 'all'}-{'flip' if options.flip else 'no-flip'}"
-    path = os.path.join(options.runs_dir, f"{name}.safetensors")
+    path = os.path.join(options.runs_dir, f"{split}-{size}-{variant(options)}.safetensors")
     start = time.perf_counter()
-    extract(net.model, net.variables, net.checked_preprocessing(), SplitImages(images), choices, path)
-    return path, time.perf_counter() - start
+    source = SplitImages(images)
+    found = extract(net.model, net.variables, net.checked_preprocessing(), source, choices, path)
+    if found.computed or not os.path.exists(path + ".seconds"):  # killed after the file was complete
+        with open(path + ".seconds", "w") as file:
+            file.write(str(time.perf_counter() - start if found.computed else math.nan))
+    with open(path + ".seconds") as file:
+        return path, float(file.read())
+
+
+def variant(options: argparse.Namespace) -> str:
+    """Return the part of file names that states the options."""
+    return f"{options.per_class or 'all'}-{'flip' if options.flip else 'no-flip'}"
+
+
+def averaged(paths: Sequence[str]) -> Embeddings:
+    """Return the mean of the features in several files, as `vgg-jax extract --scales` averages over scales."""
+    files = [load_embeddings(path) for path in paths]
+    features = {layer: np.mean([file.features[layer] for file in files], 0) for layer in LAYERS}
+    view = {**files[0].description["view"], "scales": [file.description["view"]["scales"][0] for file in files]}
+    return dataclasses.replace(files[0], features=features, description={**files[0].description, "view": view})
 
 
 def rows(net: Network, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -50,19 +71,18 @@ def rows(net: Network, options: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     several = [tuple(options.sizes)] if len(options.sizes) > 1 else []
     for scales in [*((size,) for size in options.sizes), *several]:
-        (train, train_seconds), (test, test_seconds) = (
-            extracted(net, options, scales, split) for split in ("train", "test")
-        )
+        files = {split: [extracted(net, options, size, split) for size in scales] for split in ("train", "test")}
+        seconds = sum(seconds for parts in files.values() for _, seconds in parts)
         for layer in LAYERS:
-            key = f"{os.path.basename(train)[6:-12]}-{layer}-{options.classifier}.json"
-            path = os.path.join(options.runs_dir, key)
+            name = f"{'-'.join(map(str, scales))}-{variant(options)}-{layer}-{options.classifier}.json"
+            path = os.path.join(options.runs_dir, name)
             if not os.path.exists(path):
                 start = time.perf_counter()
-                embeddings = load_embeddings(train), load_embeddings(test)
-                probe = probe_files(*embeddings, layer, options.classifier, report=lambda line: print(f"  {line}"))
+                train, test = (averaged([path for path, _ in files[split]]) for split in ("train", "test"))
+                probe = probe_files(train, test, layer, options.classifier, report=lambda line: print(f"  {line}"))
                 row = {"layer": layer, "scales": scales, **dataclasses.asdict(probe), "interval": probe.interval}
-                row |= {"width": embeddings[0].features[layer].shape[1], "train_images": len(embeddings[0].names)}
-                row |= {"extract_seconds": train_seconds + test_seconds, "fit_seconds": time.perf_counter() - start}
+                row |= {"width": train.features[layer].shape[1], "train_images": len(train.names)}
+                row |= {"extract_seconds": seconds, "fit_seconds": time.perf_counter() - start}
                 with open(path + ".partial", "w") as file:
                     json.dump(row, file)
                 os.replace(path + ".partial", path)
@@ -94,7 +114,7 @@ def write(options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
         f"over positions{' and the horizontal flip' if options.flip else ''}, and normalized. The classifier is "
         f"`{options.classifier}` of `vgg-jax probe`.",
         "C is chosen on a fifth of the training images. The seconds of the extraction are those of all layers",
-        "together; a resumed run states its own part of them.",
+        "together, of the process that completed it.",
         "",
         "| after | images | features | accuracy | 95 % interval | C | extraction | classifier |",
         "|---" * 8 + "|",

@@ -145,15 +145,13 @@ def _fitted(
         kind, options = require("sklearn.svm", "extract").LinearSVC, {"dual": len(features) < features.shape[1]}
     else:
         kind, options = require("sklearn.linear_model", "extract").LogisticRegression, {}
-    exceptions = require("sklearn.exceptions", "extract")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", exceptions.ConvergenceWarning)
-        try:
-            return kind(C=strength, random_state=seed, max_iter=MOST_ITERATIONS, **options).fit(features, labels)
-        except exceptions.ConvergenceWarning:
-            report(f"C {strength:g}  not converged after {MOST_ITERATIONS} iterations")
-        warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
-        return kind(C=strength, random_state=seed, max_iter=MOST_ITERATIONS, **options).fit(features, labels)
+    category = require("sklearn.exceptions", "extract").ConvergenceWarning
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", category)
+        model = kind(C=strength, random_state=seed, max_iter=MOST_ITERATIONS, **options).fit(features, labels)
+    if any(issubclass(warning.category, category) for warning in caught):
+        report(f"C {strength:g}  not converged after {MOST_ITERATIONS} iterations")
+    return model
 
 
 def probe_files(
