@@ -125,19 +125,15 @@ def dense_maps(
     _, state = network.apply(variables, images, last_layer=deepest, mutable=["intermediates"])
     maps = dict(state["intermediates"]["outputs"])
     if in_head:
+        if min(maps[deepest].shape[1:3]) < model.pool_size:
+            smallest = model.pool_size * model.smallest_image()
+            raise UserError(f"images have shape {images.shape}; expected H and W of at least {smallest}")
         maps |= _head_maps(model, variables, maps[deepest])
     return {layer: maps[layer] for layer in layers}
 
 
 def _head_maps(model: VGG, variables: Mapping[str, Any], x: Float[Array, "n h w c"]) -> dict[str, jax.Array]:
     """Return the maps of the head's layers, applied as convolutions to the last map of the stages."""
-    size = model.pool_size
-    if min(x.shape[1:3]) < size:
-        smallest = size * model.smallest_image()
-        raise UserError(
-            f"the last map has {x.shape[1]} x {x.shape[2]} positions; expected images with H and W of at least "
-            f"{smallest}"
-        )
     maps = {}
     for layer in model.head:
         if layer.kind == "relu":
