@@ -1,8 +1,10 @@
 """`evaluation.extraction`: values, resuming after SIGKILL, changed inputs, sources and file formats."""
 
 import dataclasses
+import functools
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +35,11 @@ SUFFIXES = (".npz", ".safetensors", ".parquet")
 
 @pytest.fixture
 def net(narrow):
+    return network()
+
+
+@functools.cache
+def network():
     model = VGG(**MODEL)
     variables = jax.tree.map(np.asarray, random_variables(model, 64, 64, 3))
     for name in ("fc6", "fc7"):  # otherwise the features are almost equal
@@ -40,14 +47,18 @@ def net(narrow):
     return Network(model, variables, VIEW)
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
     """Return a folder of 40 photographs of two sizes."""
-    images = tmp_path / "images"
-    images.mkdir()
+    images = tmp_path_factory.mktemp("originals")
     for i, image in enumerate(photographs(40)):
         image.resize((48, 40) if i % 3 else (40, 56)).save(images / f"{i:02d}.jpg")
     return images
+
+
+@pytest.fixture
+def folder(originals, tmp_path):
+    return shutil.copytree(originals, tmp_path / "images")
 
 
 def run(net, source, path, options=OPTIONS, **more):

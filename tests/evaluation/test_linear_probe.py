@@ -36,7 +36,7 @@ def test_interval_equals_scipy(correct, total):
     assert wilson_interval(correct, total) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-@pytest.mark.parametrize("classifier", SOLVERS)
+@pytest.mark.parametrize("classifier", ["svm", pytest.param("logistic", marks=pytest.mark.slow)])
 def test_probe_equals_scikit_learn(classifier):
     probe = fit_probe(
         *(FEATURES[TRAIN], LABELS[TRAIN], FEATURES[TEST], LABELS[TEST], 10, classifier), strengths=(0.01, 1.0)

@@ -146,7 +146,7 @@ class Reader:
         self.readable[index] = False
         skipped = len(self) - int(self.readable.sum())
         note(f"skipped corrupt image {skipped}: {error}")
-        if skipped == len(self) <= self._most_corrupt:
+        if skipped == len(self) == self._most_corrupt:
             raise UserError(
                 f"{self._split.name} has no image that can be read; expected at least one: replace the files"
             )
