@@ -62,7 +62,8 @@ def run(options: argparse.Namespace) -> int:
     )
     state = "" if found.computed else " (complete before; nothing to compute)"
     unreadable = f", {found.unreadable:,} unreadable" if found.unreadable else ""
-    log(f"features of {found.images:,} images{unreadable}: {found.path}{state}")
+    plural = "" if found.images == 1 else "s"
+    log(f"features of {found.images:,} image{plural}{unreadable}: {found.path}{state}")
     return 1 if found.unreadable else 0
 
 
