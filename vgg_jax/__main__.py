@@ -12,6 +12,8 @@ SUBCOMMANDS = {
     "train": ("train", "train a network from a configuration file"),
     "evaluate": ("evaluate", "evaluate a network by the protocols of the paper"),
     "predict": ("predict", "classify images"),
+    "extract": ("extract", "write the features of images to a file"),
+    "probe": ("probe", "train a linear classifier on extracted features"),
     "explain": ("explain", "show which parts of an image speak for a class"),
     "convert": ("convert", "convert weights from one file format to another"),
     "export": ("export", "export a network to another program"),

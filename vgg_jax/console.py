@@ -122,25 +122,26 @@ def duration(seconds: int | float) -> str:
     return str(tqdm.format_interval(seconds))
 
 
-def progress(items: Sequence[Item], description: str, unit: str) -> Iterator[Item]:
+def progress(items: Sequence[Item], description: str, unit: str, done: int = 0) -> Iterator[Item]:
     """Yield the items and show progress: a bar on a terminal, otherwise a log line every 30 seconds.
 
     Args:
       items: the items to yield.
       description: the work, as a noun.
       unit: the items, as a plural noun.
+      done: the number of items that an earlier run has done, which count too.
 
     Yields:
       Each item, in order.
     """
-    last_line = time.monotonic()
-    with Bar(description, len(items), unit) as bar:
+    last_line, total = time.monotonic(), done + len(items)
+    with Bar(description, total, unit, done) as bar:
         for item in items:
             yield item
             bar.update()
             if not bar.visible and time.monotonic() - last_line > LOG_SECONDS:
                 last_line = time.monotonic()
-                log(f"{description}: {bar.count:.0f} of {len(items)} {unit}")
+                log(f"{description}: {bar.count:.0f} of {total} {unit}")
 
 
 def counted(items: Iterable[Item], total: int, description: str, unit: str, hidden: bool = False) -> Iterator[Item]:

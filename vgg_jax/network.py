@@ -16,6 +16,8 @@ from vgg_jax.data.image_files import read_image
 from vgg_jax.data.listing import Image, Path, find_images
 from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError
+from vgg_jax.evaluation.embedding_files import Embeddings
+from vgg_jax.evaluation.extraction import embeddings
 from vgg_jax.evaluation.programs import CompiledAhead, outputs_program
 from vgg_jax.features.activations import layer_activations
 from vgg_jax.model import VGG
@@ -144,23 +146,39 @@ class Network:
         return (prediction for batch in batches for prediction in self._predict_batch(outputs, batch, top))
 
     def features(
-        self, images: Float[Array | np.ndarray, "n h w c"], layers: str | Sequence[str]
-    ) -> dict[str, Float[Array, "n ..."]]:
-        """Return named activations of preprocessed images. The function is compiled once for each shape.
+        self, images: Float[Array | np.ndarray, "n h w c"] | Path | Sequence[Path], layers: str | Sequence[str]
+    ) -> dict[str, Float[Array | np.ndarray, "n ..."]]:
+        """Return named activations of images. The function is compiled once for each shape.
 
         Args:
-          images: (N, H, W, C) floats, as `preprocess` returns them.
+          images: (N, H, W, C) floats, as `preprocess` returns them; or paths of image files and folders of them.
           layers: names from `net.model.layer_names`: conv1_1 is before the ReLU, relu1_1 after it.
 
         Returns:
           From each name to (N, H', W', C'), or (N, C') for a layer of the head.
 
         Raises:
-          UserError: if a name is not a layer of the network; the message lists the layers.
+          UserError: if a name is not a layer of the network, or a file is not an image.
         """
         names = (layers,) if isinstance(layers, str) else tuple(layers)
-        activations: dict[str, jax.Array] = self._activations(self.variables, images, layers=names)
+        if not hasattr(images, "ndim"):
+            return {**self.embeddings(images, names, pool="none", all_readable=True).features}
+        activations: dict[str, Array | np.ndarray] = self._activations(self.variables, images, layers=names)
         return activations
+
+    def embeddings(self, source: Path | Sequence[Path], layers: str | Sequence[str], **options: Any) -> Embeddings:
+        """Return the features of many images, with their names and labels, as `vgg-jax extract` computes them.
+
+        Args:
+          source: an image, a folder, several of these, or a data set.
+          layers: names from `net.model.layer_names`.
+          **options: as for `evaluation.extraction.embeddings`: pool, scales, combine, flip, normalize, split, ...
+
+        Raises:
+          UserError: if the images or the options cannot be used.
+        """
+        names = (layers,) if isinstance(layers, str) else tuple(layers)
+        return embeddings(self.model, self.variables, self.checked_preprocessing(), source, names, **options)
 
     def save(self, path: Path, **options: Any) -> None:
         """Save the network with its fields, preprocessing, class names and outputs.

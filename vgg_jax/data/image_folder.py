@@ -79,6 +79,10 @@ class FolderRecords(Sequence[dict[str, Any]]):
         """Return the path of an image."""
         return self._examples[index].path
 
+    def key(self, index: int) -> str:
+        """Return CLASS/IMAGE, the name of an image in its split."""
+        return self._examples[index].key
+
     def _list(self, directory: str, class_split: str) -> list[Example]:
         """Return the images of a split's directory, and note what is skipped."""
         folders = _class_folders(directory)
@@ -120,6 +124,16 @@ def has_only_split(dataset: str, split: str, train_split: str) -> bool:
     root = os.path.expanduser(dataset)
     folders = _folders(root) if os.path.isdir(root) else []
     return split in folders and not any(part.name in folders for part in _parts(root, train_split))
+
+
+def split_names(root: str) -> list[str]:
+    """Return the names of the splits of a directory of images; ["all"] if its folders are classes."""
+    try:
+        if _split_directory(root, "all") == root:
+            return ["all"]
+    except UserError:  # there is no split of this name
+        pass
+    return _folders(root)
 
 
 def _parts(root: str, split: str) -> list[slices.Part]:

@@ -57,7 +57,7 @@ class Preprocessing:
 
     def view(self, image: PIL.Image.Image) -> np.ndarray:
         """Return the resized and cropped image before normalization, (crop, crop, C) uint8."""
-        return self._order(center_crop(self._resized(image, self.resize), self.crop))
+        return self.ordered(center_crop(self._resized(image, self.resize), self.crop))
 
     def uncropped(self, image: PIL.Image.Image, resize: int) -> np.ndarray:
         """Return the whole image with its short side resized to `resize`, normalized, (H, W, C) float32."""
@@ -65,7 +65,7 @@ class Preprocessing:
 
     def resized(self, image: PIL.Image.Image, resize: int) -> np.ndarray:
         """Return what `uncropped` normalizes, (H, W, C) uint8."""
-        return self._order(self.pixels(image, resize))
+        return self.ordered(self.pixels(image, resize))
 
     def pixels(self, image: PIL.Image.Image, resize: int) -> np.ndarray:
         """Return the whole image with its short side resized to `resize`, (H, W, C) uint8, RGB or gray."""
@@ -74,13 +74,14 @@ class Preprocessing:
     def to_image(self, array: np.ndarray) -> PIL.Image.Image:
         """Return the image of a network's input (H, W, C): the inverse, rounded and clipped to uint8."""
         pixels = np.asarray(array, np.float32) * np.array(self.std, np.float32) + np.array(self.mean, np.float32)
-        pixels = self._order((pixels * 255).round().clip(0, 255).astype(np.uint8))
+        pixels = self.ordered((pixels * 255).round().clip(0, 255).astype(np.uint8))
         return PIL.Image.fromarray(pixels[..., 0] if self.channel_order == "L" else pixels)
 
     def _resized(self, image: PIL.Image.Image, size: int) -> PIL.Image.Image:
         return resize_short_side(decode(image, "L" if self.channel_order == "L" else "RGB", self.exif), size)
 
-    def _order(self, pixels: np.ndarray) -> np.ndarray:
+    def ordered(self, pixels: np.ndarray) -> np.ndarray:
+        """Return pixels (H, W, C), RGB or gray, with the channels in `channel_order`, or the inverse."""
         return pixels[..., ::-1] if self.channel_order == "BGR" else pixels
 
     def _normalize(self, pixels: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ states their true heights and widths. The scores are those of the images without
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -84,22 +84,63 @@ def dense_scores(
     Raises:
       UserError: if the images are too small, or the network takes maxima in the pool before its head.
     """
-    if model.head_pool != "average":
+    x = dense_maps(model, variables, images, sizes, model.layer_names[-1:])[model.layer_names[-1]]
+    if sizes is None:
+        return x.mean((1, 2))
+    windows = map_sizes(model, model.layer_names[-1], jnp.asarray(sizes))
+    return jnp.where(inside(x, windows), x, 0).sum((1, 2)) / windows.prod(1, keepdims=True)
+
+
+def dense_maps(
+    model: VGG,
+    variables: Mapping[str, Any],
+    images: Float[Array | np.ndarray, "n h w c"],
+    sizes: Int[Array | np.ndarray, "n 2"] | None,
+    layers: Sequence[str],
+) -> dict[str, Float[Array, "n h2 w2 c2"]]:
+    """Return the maps of named layers of the network as a fully convolutional one.
+
+    Args:
+      model: a network.
+      variables: its variables. Those of deeper layers may be missing.
+      images: as for `dense_scores`.
+      sizes: as for `dense_scores`. Values outside the true map of an image, see `map_sizes`, have no meaning.
+      layers: names from `model.layer_names`. A layer of the head has one position for each window of `pool_size`.
+
+    Returns:
+      From each name to (N, H', W', C').
+
+    Raises:
+      UserError: if the images are too small, or a layer follows a pool that takes maxima before the head.
+    """
+    network = model if sizes is None else zero_padded(model, jnp.asarray(sizes))
+    trunk = [layer.name for stage in model.stages for layer in stage]
+    in_head = any(layer not in trunk for layer in layers)
+    if in_head and model.head_pool != "average":
         raise UserError(
             f"the network's head_pool is {model.head_pool!r}; expected 'average': dense evaluation averages over "
             "positions; use the protocol center_crop or multi_crop"
         )
-    network = model if sizes is None else zero_padded(model, jnp.asarray(sizes))
-    x = network.apply(variables, images, last_layer=model.stages[-1][-1].name)
-    assert isinstance(x, jax.Array)
-    size = model.pool_size
-    if min(x.shape[1:3]) < size:
-        smallest = size * model.smallest_image()
-        raise UserError(f"images have shape {images.shape}; expected H and W of at least {smallest}")
+    deepest = trunk[-1] if in_head else max(layers, key=trunk.index)
+    _, state = network.apply(variables, images, last_layer=deepest, mutable=["intermediates"])
+    maps = dict(state["intermediates"]["outputs"])
+    if in_head:
+        if min(maps[deepest].shape[1:3]) < model.pool_size:
+            smallest = model.pool_size * model.smallest_image()
+            raise UserError(f"images have shape {images.shape}; expected H and W of at least {smallest}")
+        maps |= _head_maps(model, variables, maps[deepest])
+    return {layer: maps[layer] for layer in layers}
+
+
+def _head_maps(model: VGG, variables: Mapping[str, Any], x: Float[Array, "n h w c"]) -> dict[str, jax.Array]:
+    """Return the maps of the head's layers, applied as convolutions to the last map of the stages."""
+    maps = {}
     for layer in model.head:
         if layer.kind == "relu":
             x = jax.nn.relu(x)
         elif layer.kind == "dense":
+            if layer.name not in variables["params"]:
+                break  # a deeper layer than those that are needed
             parameters = variables["params"][layer.name]
             window = (layer.kernel_size, layer.kernel_size)
             kernel = parameters["kernel"].astype(x.dtype).reshape(*window, x.shape[-1], -1)
@@ -109,11 +150,20 @@ def dense_scores(
                 x, kernel, (1, 1), "VALID", dimension_numbers=dimensions, precision=precision
             )
             x += parameters["bias"].astype(x.dtype)
-    if sizes is None:
-        return x.mean((1, 2))
-    # The windows of the head that lie inside the last map of each image. A pool drops an odd last row or column.
-    windows = jnp.asarray(sizes) // model.smallest_image() - (size - 1)
-    return jnp.where(_inside(x, windows), x, 0).sum((1, 2)) / windows.prod(1, keepdims=True)
+        maps[layer.name] = x
+    return maps
+
+
+def map_sizes(model: VGG, layer: str, sizes: Int[Array, "n 2"]) -> Int[Array, "n 2"]:
+    """Return the height and width of a layer's map for images of given sizes: a pool drops an odd last row or column.
+
+    Args:
+      model: a network.
+      layer: the name of a layer. For one of the head, the windows of `pool_size` are counted.
+      sizes: (N, 2), the height and width of each image.
+    """
+    in_head = layer in [other.name for other in model.head]
+    return sizes // model.smallest_image(layer) - (model.pool_size - 1 if in_head else 0)
 
 
 def zero_padded(model: VGG, sizes: Int[Array, "n 2"]) -> VGG:
@@ -129,13 +179,13 @@ def zero_padded(model: VGG, sizes: Int[Array, "n 2"]) -> VGG:
 
     def conv(features: int, kernel_size: tuple[int, int], *, name: str, **options: Any) -> Callable[..., jax.Array]:
         layer = model.layers.conv(features, kernel_size, name=name, **options)
-        inside = sizes // model.smallest_image(name)  # smallest_image is the stride of the layer
-        return lambda x: layer(jnp.where(_inside(x, inside), x, 0))
+        limits = sizes // model.smallest_image(name)  # smallest_image is the stride of the layer
+        return lambda x: layer(jnp.where(inside(x, limits), x, 0))
 
     return model.clone(layers=dataclasses.replace(model.layers, conv=conv), remat=False)
 
 
-def _inside(x: Float[Array, "n h w c"], sizes: Int[Array, "n 2"]) -> Bool[Array, "n h w 1"]:
+def inside(x: Float[Array, "n h w c"], sizes: Int[Array, "n 2"]) -> Bool[Array, "n h w 1"]:
     """Return whether each position of maps lies inside the true size of its image."""
     rows, columns = (jnp.arange(length) < sizes[:, i : i + 1] for i, length in enumerate(x.shape[1:3]))
     return (rows[:, :, None] & columns[:, None, :])[..., None]
