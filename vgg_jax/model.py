@@ -203,14 +203,16 @@ class VGG(nn.Module):
         """Return the convolutions, batch norms and dense layers that `names` refer to, in order.
 
         Args:
-          names: names of such layers. `features` refers to all of the convolutional part, `head` to all of the head.
+          names: names of such layers. `features` refers to all of the convolutional part, `stage1` to `stage5` to its
+            stages, `head` to all of the head.
 
         Raises:
           ValueError: if a name is none of these.
         """
-        features = [layer.name for stage in self.stages for layer in stage if layer.kind in WITH_PARAMETERS]
-        groups = {"features": features, "head": list(self.head_layers)}
+        stages = [[layer.name for layer in stage if layer.kind in WITH_PARAMETERS] for stage in self.stages]
+        groups = {"features": list(itertools.chain(*stages)), "head": list(self.head_layers)}
         known = groups["features"] + groups["head"]
+        groups |= {f"stage{number}": stage for number, stage in enumerate(stages, 1)}
         unknown = [name for name in names if name not in groups and name not in known]
         if unknown:
             raise ValueError(f"found no layer {', '.join(unknown)} with parameters; expected some of "

@@ -13,6 +13,7 @@ from vgg_jax.config import Config
 from vgg_jax.data.dataset import Split
 from vgg_jax.data.loader import Loader
 from vgg_jax.model import VGG
+from vgg_jax.training.class_names import output_names
 from vgg_jax.training.inputs import make_loader
 from vgg_jax.training.rate import Rate
 from vgg_jax.training.state import TrainState
@@ -41,12 +42,18 @@ class Run:
     @functools.cached_property
     def train_loader(self) -> Loader:
         """Return the loader of the training split; the first access may read the whole split into memory."""
-        return make_loader(self.train_split, self.mesh, self.config.data)
+        return make_loader(self.train_split, self.mesh, self.config.data, training=True)
 
     @functools.cached_property
     def eval_loader(self) -> Loader:
         """Return the loader of the evaluation split; the first access may read the whole split into memory."""
         return make_loader(self.eval_split, self.mesh, self.config.data)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return a name for each output, or its number if the data have no class names."""
+        names = output_names(self.config.data.class_names, self.model.num_classes)
+        return names or tuple(map(str, range(self.model.num_classes or 0)))
 
     @property
     def steps_per_epoch(self) -> int:

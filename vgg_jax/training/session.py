@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,19 +22,21 @@ from vgg_jax.training.checkpoints import Checkpoints, saved_steps
 from vgg_jax.training.class_names import carried
 from vgg_jax.training.comparison import compare_checkpoints, compare_start
 from vgg_jax.training.compilation import Compilation, Programs
+from vgg_jax.training.early_stopping import EarlyStopping
 from vgg_jax.training.initialization import source_variables
 from vgg_jax.training.memory import explains_out_of_memory, run_memory
 from vgg_jax.training.metric_writer import MetricWriter, NoMetricWriter, format_metric
-from vgg_jax.training.metrics import MetricAverages, NotFiniteError, evaluation_error
+from vgg_jax.training.metrics import MetricAverages, NotFiniteError, evaluation_error, split_off_classes
 from vgg_jax.training.processes import StopSignals
 from vgg_jax.training.profile import Profile
 from vgg_jax.training.progress import Progress, restore
 from vgg_jax.training.run import Run
-from vgg_jax.training.run_directory import open_run
+from vgg_jax.training.run_directory import flat_fields, open_run
 from vgg_jax.training.run_weights import best_evaluation
 from vgg_jax.training.speed import peak_flops, training_flops
 from vgg_jax.training.state import TrainState
 from vgg_jax.training.step import checked_tensors, evaluate
+from vgg_jax.training.trackers import Tracker
 from vgg_jax.training.whitening import patch_axes
 
 QUEUE = 3  # results of programs that an accelerator has ahead of their reader
@@ -55,6 +57,7 @@ class Session:
     writer: MetricWriter | NoMetricWriter
     stop: StopSignals
     profile: Profile
+    stopping: EarlyStopping
     train_loss: float | None = None  # the mean of the last report
 
     def take_steps(self, steps: range, inputs: Any) -> None:
@@ -89,7 +92,11 @@ class Session:
         batches = self.writer.eval_batches(step, self.run.eval_loader, self.run.config.eval_batch_size)
         evaluation = evaluate(functools.partial(self.programs.eval_step, self.state), batches)
         return_freed_memory()
+        accuracies = split_off_classes(evaluation, self.run.class_names)
         self.writer.evaluation(step, evaluation)
+        if accuracies:
+            self.writer.class_accuracy(step, accuracies)
+        self.stopping.update(step, evaluation)
         if self.run.config.loss == "softmax" and self.progress.is_first_evaluation(step):
             self._diagnose(evaluation)
         if self.run.plateau:
@@ -108,7 +115,7 @@ class Session:
 
     def save(self, step: int, evaluation: dict[str, float | int] | None, leaving: bool) -> None:
         """Start to save a checkpoint of the state, with its evaluation if there is one."""
-        progress = self.averages.state() | carried(self.run.config)
+        progress = self.averages.state() | self.stopping.state() | carried(self.run.config)
         progress["position"] = self.progress.saved(step, self.averages.skipped, self._rate_scale)
         # A state that no finite step has followed may be the cause. Such a state is saved only at the end.
         if leaving or not self.averages.in_a_row:
@@ -124,6 +131,8 @@ class Session:
         self.checkpoints.close()
         self.writer.close()
         if signal is None:
+            if self.stopping.is_over:
+                log(self.stopping.line())
             best = best_evaluation(directory)
             metric = self.run.config.metric
             named = f"best: step {best[0]}, {format_metric(metric, best[1][metric])} (--step best); " if best else ""
@@ -135,7 +144,13 @@ class Session:
 
 
 def open_session(
-    run: Run, workdir: str, summary: bool, allow_changes: bool, stack: contextlib.ExitStack
+    run: Run,
+    workdir: str,
+    stack: contextlib.ExitStack,
+    *,
+    summary: bool,
+    allow_changes: bool,
+    trackers: Sequence[Tracker] = (),
 ) -> Session | None:
     """Lock the run's directory, start or resume the run and compile its steps; return None for a finished run."""
     config, directory = run.config, os.path.join(workdir, "checkpoints")
@@ -156,6 +171,10 @@ def open_session(
         state, progress, saved, changes = restore(run, checkpoints, workdir)
     start, end = progress.start, progress.last_step
     compare_start(start)
+    stopping = EarlyStopping.of_run(config, saved)
+    if stopping.is_over:
+        log(f"{workdir} is finished: {stopping.line()}; raise --config.early_stopping_patience to train longer")
+        return None
     if start >= end:
         log(f"{workdir} is finished: step {start} of {end}; raise --config.num_epochs to train longer")
         return None
@@ -175,7 +194,7 @@ def open_session(
     if changes:
         log(changes)
 
-    writer = _open_writer(run, workdir, progress)
+    writer = _open_writer(run, workdir, progress, trackers)
     stack.callback(writer.release)  # before a message about the end of the run
     queue = 1 if jax.default_backend() == "cpu" else QUEUE
     averages = MetricAverages(checked_tensors(state), config.max_skipped_steps, saved, config.metric, queue)
@@ -188,7 +207,9 @@ def open_session(
     if memory := run_memory(programs.train_steps[max(lengths)], programs.eval_step, state):
         writer.memory(start, memory)
         needed.update(memory)
-    return Session(run, workdir, state, progress, blocks, programs, averages, checkpoints, writer, stop, profile)
+    return Session(
+        run, workdir, state, progress, blocks, programs, averages, checkpoints, writer, stop, profile, stopping
+    )
 
 
 def _start_reading(
@@ -205,7 +226,9 @@ def _start_reading(
     return zip(blocks, inputs, strict=False)
 
 
-def _open_writer(run: Run, workdir: str, progress: Progress) -> MetricWriter | NoMetricWriter:
+def _open_writer(
+    run: Run, workdir: str, progress: Progress, trackers: Sequence[Tracker]
+) -> MetricWriter | NoMetricWriter:
     """Return the writer of this process's reports."""
     if jax.process_index():
         return NoMetricWriter()
@@ -215,6 +238,8 @@ def _open_writer(run: Run, workdir: str, progress: Progress) -> MetricWriter | N
         *(workdir, progress.start, progress.last_step, run.steps_per_epoch, progress.offset),
         training_flops(run.model, size, channels, run.model.layers_with_parameters(config.freeze)),
         run.mesh.size * peak_flops(device, config.model.dtype, float(config.peak_tflops)),
+        trackers=trackers,
+        config=flat_fields(config),
     )
 
 
