@@ -228,6 +228,7 @@ class VGG(nn.Module):
         last_layer: str | None = None,
         average_pool: bool = False,
         frozen: Collection[str] = (),
+        after: str | None = None,
     ) -> Float[Array, "n *output"]:
         """Return the logits of images.
 
@@ -243,6 +244,8 @@ class VGG(nn.Module):
           average_pool: take averages instead of maxima in the pools of the stages.
           frozen: names of layers that behave as in evaluation even if `train` is True, so that batch norm keeps its
             running statistics; see `layers_with_parameters`.
+          after: a layer of the stages, whose output (N, H', W', C') takes the place of the images; only the layers
+            after it are computed.
 
         Returns:
           Logits (N, num_classes), or the output of `last_layer` or `final_layer`, in at least float32.
@@ -250,10 +253,12 @@ class VGG(nn.Module):
         Raises:
           ValueError: if the images have a wrong shape or dtype.
         """
-        self._check_images(images, last_layer)
         names = self.layer_names
+        if after is None:
+            self._check_images(images, last_layer)
         frozen = self.layers_with_parameters(frozen)
-        computed = set(names if last_layer is None else names[: names.index(last_layer) + 1])
+        first, stop = (names.index(name) + 1 if name else None for name in (after, last_layer))
+        computed = set(names[first:stop])
 
         def run(self: VGG, x: jax.Array, layers: list[Layer]) -> jax.Array:
             for layer in layers:

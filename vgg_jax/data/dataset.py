@@ -80,6 +80,10 @@ class Split:
             chosen += list(found[permutation(seed, label, len(found))[: per_class or None]])
         return dataclasses.replace(self, records=_Selection(self.records, np.sort(chosen)))
 
+    def at(self, indices: Sequence[int]) -> "Split":
+        """Return the split of the examples at these indices, in this order."""
+        return dataclasses.replace(self, records=_Selection(self.records, np.asarray(indices)))
+
     def relabel(self, labels: Sequence[int], class_names: Sequence[str]) -> "Split":
         """Return the split with the labels of a network.
 
@@ -165,13 +169,13 @@ class Split:
 
     def pixels(self, index: int) -> tuple[np.ndarray, Label]:
         """Return the whole image, (H, W, C) uint8, and the label; raise as `test_view`."""
-        data, label = self._read(index)
+        data, label = self.encoded(index)
         with self._names_corrupt_image(index):
             return image_files.decode_file(data, self._mode, self.views.exif), label
 
     def size(self, index: int) -> tuple[int, int]:
         """Return the height and width of the whole image, from the file's header if possible; raise as `test_view`."""
-        data, _ = self._read(index)
+        data, _ = self.encoded(index)
         with self._names_corrupt_image(index):
             return image_files.file_size(data, self._mode, self.views.exif)
 
@@ -179,7 +183,8 @@ class Split:
     def _mode(self) -> str:
         return "L" if self.channels == 1 else "RGB"
 
-    def _read(self, index: int) -> tuple[bytes, Label]:
+    def encoded(self, index: int) -> tuple[bytes, Label]:
+        """Return the bytes of an example's file, and the label; raise UserError if the record cannot be read."""
         record = self.records[int(index)]
         try:
             return record["image"], read_label(self.label_kind, record["label"], self.num_classes)

@@ -207,8 +207,7 @@ class Loader:
         return {"image": struct((n, *self.split.view_shape), self.split.view_dtype), "label": label}
 
     def _eval_batch_size(self, batch_size: int) -> int:
-        devices = int(self._sharding.mesh.size)
-        return -(-min(batch_size, len(self.split)) // devices) * devices
+        return whole_batch(batch_size, len(self.split), self._sharding.mesh.size)
 
     def num_eval_batches(self, batch_size: int) -> int:
         """Return the number of batches of `eval_batches`."""
@@ -334,6 +333,11 @@ class Loader:
             raise UserError(
                 f"{self.split.name} has more than {most} corrupt images; replace them; the last one: {error}"
             )
+
+
+def whole_batch(batch_size: int, num_examples: int, devices: int) -> int:
+    """Return the size of evaluation batches: at most the examples, rounded up to a multiple of the devices."""
+    return -(-min(batch_size, num_examples) // devices) * devices
 
 
 def _gather_weighted(data: Batch, indices: jax.Array, counts: jax.Array) -> Batch:

@@ -22,7 +22,7 @@ class Mixing:
 
 
 def mix(key: jax.Array, batch: Batch, options: Mixing) -> Batch:
-    """Mix the images and labels of a training batch.
+    """Combine pairs of images and of labels of a training batch.
 
     Args:
       key: key of all random numbers.

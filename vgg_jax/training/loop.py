@@ -5,16 +5,14 @@ import functools
 from collections.abc import Sequence
 
 import jax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from vgg_jax.config import Config
 from vgg_jax.data.augmentation import normalize
-from vgg_jax.runtime import compiler_options
-from vgg_jax.training.blocks import several
 from vgg_jax.training.class_names import resolve_classes
 from vgg_jax.training.comparison import compare_runs
 from vgg_jax.training.inputs import class_weights, open_splits, training_view
+from vgg_jax.training.jitting import jit_steps
 from vgg_jax.training.optimizer import layer_rates, make_optimizer, make_plateau, make_schedule
 from vgg_jax.training.rate import make_rate
 from vgg_jax.training.run import Run
@@ -22,7 +20,6 @@ from vgg_jax.training.run_directory import keep_num_classes, resolve_dtype
 from vgg_jax.training.session import open_session
 from vgg_jax.training.sharding import make_mesh, replicate, state_shardings, with_sharded_head
 from vgg_jax.training.state import create_train_state
-from vgg_jax.training.step import eval_step, train_step
 from vgg_jax.training.trackers import Tracker
 from vgg_jax.training.validation import check_data, create_model
 
@@ -57,27 +54,13 @@ def build(config: Config, mesh: Mesh) -> Run:
     )
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(init, init_key)
-    shardings, replicated = state_shardings(shapes, mesh, config.shard_head), NamedSharding(mesh, P())
-    jit = functools.partial(jax.jit, compiler_options=compiler_options())
-    step = functools.partial(
-        train_step,
-        augment=training_view(config),
-        label_smoothing=config.label_smoothing,
-        loss=config.loss,
-        class_weights=class_weights(config, train_split),
-    )
-    per_class = config.per_class_accuracy
+    shardings = state_shardings(shapes, mesh, config.shard_head)
     test_view = functools.partial(normalize, mean=config.data.mean, std=config.data.std)
-    jit_train_step, jit_train_steps = (
-        jit(function, out_shardings=(shardings, replicated), donate_argnums=0) for function in (step, several(step))
-    )
-    jit_eval_step = jit(
-        functools.partial(eval_step, normalize=test_view, flip=config.flip_eval, loss=config.loss, per_class=per_class),
-        out_shardings=replicated,
-    )
+    weights = class_weights(config, train_split)
+    steps = jit_steps(config, mesh, shardings, training_view(config), test_view, weights)
     return Run(
         *(config, mesh, train_split, eval_split, model, make_rate(config, len(train_split)), plateau, init, init_key),
-        *(replicate(step_key, mesh), shapes, shardings, jit_train_step, jit_train_steps, jit_eval_step),
+        *(replicate(step_key, mesh), shapes, shardings, steps, weights),
     )
 
 

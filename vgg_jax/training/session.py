@@ -17,6 +17,7 @@ from vgg_jax.console import log, note, working
 from vgg_jax.errors import UserError
 from vgg_jax.runtime import return_freed_memory
 from vgg_jax.training.blocks import best_length
+from vgg_jax.training.cached_features import with_cached_features
 from vgg_jax.training.chance import diagnosis
 from vgg_jax.training.checkpoints import Checkpoints, saved_steps
 from vgg_jax.training.class_names import carried
@@ -159,41 +160,34 @@ def open_session(
     steps_saved = saved_steps(directory)  # not before the lock: another run might save
     compare_checkpoints(directory, steps_saved)
     source = _read_source(run) if config.init_from and not steps_saved else None
-    _ = run.train_loader, run.eval_loader  # may read all the data; the lock comes first
+    if not config.cache_features:
+        _ = run.train_loader, run.eval_loader  # may read all the data; the lock comes first
     _describe(run, summary)
     stop = stack.enter_context(StopSignals())
     log(f"{len(run.train_split):,} training and {len(run.eval_split):,} evaluation images; {run.num_steps:,} steps")
-
     # Until the checkpoints are checked and restored, a refusal leaves the directory as it was.
     checkpoints, state, progress, changes = Checkpoints(directory), None, Progress(run), ""
     saved: dict[str, Any] = {}
     if checkpoints.latest_step is not None:
         state, progress, saved, changes = restore(run, checkpoints, workdir)
-    start, end = progress.start, progress.last_step
-    compare_start(start)
+        changes = f"resuming from the checkpoint of step {progress.start} in {workdir}\n{changes}".strip()
+    compare_start(progress.start)
     stopping = EarlyStopping.of_run(config, saved)
-    if stopping.is_over:
-        log(f"{workdir} is finished: {stopping.line()}; raise --config.early_stopping_patience to train longer")
+    if _is_finished(workdir, progress, stopping):
         return None
-    if start >= end:
-        log(f"{workdir} is finished: step {start} of {end}; raise --config.num_epochs to train longer")
-        return None
-    profile = Profile(workdir, config.profiled_steps, start, end)
+    profile = Profile(workdir, config.profiled_steps, progress.start, progress.last_step)
     stack.callback(profile.close)
     write_config()
     checkpoints.open()
+    if config.cache_features:
+        run, state = with_cached_features(run, state or _new_state(run, source))
     length = _block_length(run)
     lengths = progress.lengths(length, profile.bounds)
     with working("lowering the steps of training and evaluation"):
         compilation = Compilation(run, lengths)
-    if state is None:
-        with working("initializing the network"):
-            state = run.new_state(source, patch_axes(run) if config.whitening else None)
-    else:
-        log(f"resuming from the checkpoint of step {start} in {workdir}")
+    state = state or _new_state(run, source)
     if changes:
         log(changes)
-
     writer = _open_writer(run, workdir, progress, trackers)
     stack.callback(writer.release)  # before a message about the end of the run
     queue = 1 if jax.default_backend() == "cpu" else QUEUE
@@ -205,11 +199,27 @@ def open_session(
     stop.await_them()
     return_freed_memory()
     if memory := run_memory(programs.train_steps[max(lengths)], programs.eval_step, state):
-        writer.memory(start, memory)
+        writer.memory(progress.start, memory)
         needed.update(memory)
     return Session(
         run, workdir, state, progress, blocks, programs, averages, checkpoints, writer, stop, profile, stopping
     )
+
+
+def _is_finished(workdir: str, progress: Progress, stopping: EarlyStopping) -> bool:
+    """Return whether the run has nothing left to do, and log the reason."""
+    start, end = progress.start, progress.last_step
+    if stopping.is_over:
+        log(f"{workdir} is finished: {stopping.line()}; raise --config.early_stopping_patience to train longer")
+    elif start >= end:
+        log(f"{workdir} is finished: step {start} of {end}; raise --config.num_epochs to train longer")
+    return stopping.is_over or start >= end
+
+
+def _new_state(run: Run, source: Any) -> TrainState:
+    """Return the state at step 0."""
+    with working("initializing the network"):
+        return run.new_state(source, patch_axes(run) if run.config.whitening else None)
 
 
 def _start_reading(
@@ -236,7 +246,7 @@ def _open_writer(
     size, _, channels = run.image_shape
     return MetricWriter(
         *(workdir, progress.start, progress.last_step, run.steps_per_epoch, progress.offset),
-        training_flops(run.model, size, channels, run.model.layers_with_parameters(config.freeze)),
+        training_flops(run.model, size, channels, run.model.layers_with_parameters(config.freeze), run.cached_layers),
         run.mesh.size * peak_flops(device, config.model.dtype, float(config.peak_tflops)),
         trackers=trackers,
         config=flat_fields(config),

@@ -145,7 +145,7 @@ def _model_problems(config: Config) -> list[str]:
                 problems.append("config.init_layers is (); expected the layers to take from config.init_from")
             if strangers := [layer for layer in frozen if layer not in taken]:
                 problems.append(f"config.freeze has {', '.join(strangers)}; expected layers of config.init_layers")
-        problems += _rate_problems(config, model) if not problems else []
+        problems += [*_rate_problems(config, model), *_cache_problems(config, model)] if not problems else []
         smallest = model.smallest_image()
         if data.image_size < smallest:
             problems.append(
@@ -171,6 +171,17 @@ def _rate_problems(config: Config, model: VGG) -> list[str]:
                     f"config.optimizer.rates has {name}, which is frozen; remove it here or in config.freeze"
                 )
     return problems
+
+
+def _cache_problems(config: Config, model: VGG) -> list[str]:
+    """Return a line if no output of a layer can be cached, because the first layer trains."""
+    first = model.layers_with_parameters(("features",))[0]
+    if not config.cache_features or first in model.layers_with_parameters(config.freeze):
+        return []
+    return [
+        f"config.cache_features is True, and the first layer, {first}, trains; expected frozen first layers: set "
+        "config.freeze=('features',), or config.cache_features=False"
+    ]
 
 
 def _batch_norm_problems(config: Config, model: VGG) -> list[str]:
