@@ -138,7 +138,8 @@ def test_store_of_a_killed_process_holds_complete_rows_only(tmp_path):
         file.write(b"half")  # a digest cut short by a crash
     again = FeatureStore(str(tmp_path), {"data": "d"}, (1, 4), np.float32)
     assert again.find(digests).tolist() == [0, 1, 2]
-    assert json.load(open(os.path.join(again.directory, "store.json"))) == {"data": "d"}
+    with open(os.path.join(again.directory, "store.json")) as file:
+        assert json.load(file) == {"data": "d"}
 
 
 def test_two_processes_do_not_fill_one_store(tmp_path):

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import time
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -176,8 +177,10 @@ def _cached(
             new = "new or changed" if store.count else "not cached yet"
             log(f"features of {split.name} after {layer}: {len(missing):,} of {len(split):,} images are {new}")
             program = jax.jit(outputs, compiler_options=compiler_options())
+            start = time.perf_counter()
             with store.filling(len(missing)):
                 _fill(store, run, split, missing, functools.partial(program, variables), batch_size, flip, together)
+            log(f"computed features of {split.name}: {len(missing):,} images in {time.perf_counter() - start:.1f} s")
     else:
         log(f"features of {split.name} after {layer}: all {len(split):,} images are cached in {store.directory}")
     return CachedSplit(**vars(split), store=store, rows=store.find(digests), cached_labels=labels)
