@@ -8,16 +8,16 @@ Result: not yet measured; experiments/transfer_cifar10.py measures it on a JPEG 
 """
 
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
-from vgg_jax.data.preprocessing import FEATURES
+from vgg_jax.data.preprocessing import AUTHORS
 
 
 def get_config() -> Config:
     """Return the configuration of a new head on cached features of CIFAR-10 at 64x64."""
     return Config(
         model=ModelConfig(depth=16, batch_norm=False, pool_size=2, hidden=(4096, 1024), dtype="auto"),
-        data=DataConfig(image_size=64, resize=64, pad=0, mean=FEATURES.mean, std=FEATURES.std),
+        data=DataConfig(image_size=64, resize=64, pad=0, mean=AUTHORS.mean[::-1], std=AUTHORS.std),
         optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, weight_decay=0.0, schedule="constant"),
-        init_from="vgg16_features",
+        init_from="vgg16_caffe",
         freeze=("features",),
         cache_features=True,
         batch_size=64,

@@ -28,7 +28,7 @@ def batch():
 
 
 def torch_batch(batch):
-    return torch.from_numpy(np.array(batch["image"]).transpose(0, 3, 1, 2)), torch.from_numpy(np.array(batch["label"]))
+    return torch.from_numpy(np.array(batch["image"]).transpose(0, 3, 1, 2)), torch.from_numpy(np.array(batch["label"])).long()
 
 
 def soft(labels):
