@@ -28,7 +28,9 @@ def batch():
 
 
 def torch_batch(batch):
-    return torch.from_numpy(np.array(batch["image"]).transpose(0, 3, 1, 2)), torch.from_numpy(np.array(batch["label"])).long()
+    return torch.from_numpy(np.array(batch["image"]).transpose(0, 3, 1, 2)), torch.from_numpy(
+        np.array(batch["label"])
+    ).long()
 
 
 def soft(labels):

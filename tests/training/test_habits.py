@@ -111,7 +111,7 @@ def test_data_habits_that_make_no_sense_are_refused(fields, line):
         check_config(config)
 
 
-def test_balanced_sampling_and_balanced_weights_exclude_each_other():
+def test_balanced_sampling_excludes_balanced_weights():
     config = Config(class_weights="balanced")
     config.data.balanced = True
     with raises_user_error("because config.data.balanced already draws each class equally often"):

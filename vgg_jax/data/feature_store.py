@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -80,7 +81,7 @@ class FeatureStore:
           UserError: if another process holds the lock, or the disk has too little space.
         """
         os.truncate(self._digests, self.count * DIGEST)
-        free = os.statvfs(self.directory).f_bavail * os.statvfs(self.directory).f_frsize
+        free = shutil.disk_usage(self.directory).free
         if count * self._row_bytes > free:
             raise UserError(
                 f"the features of {count:,} images take {count * self._row_bytes / 2**30:.2f} GiB in {self.directory}, "
