@@ -1,16 +1,12 @@
 """Train with and without cached features as a user does, and print whether all bits are equal.
 
-`python tests/training/cached_bits.py FOLDER NARROW CASE` is a program of its own because the tests compile without
-LLVM's optimizations: there XLA orders the sums of small products by what is fused around them.
+`PYTHONPATH=. python tests/training/cached_bits.py FOLDER WIDTH CASE` is a program of its own, because the tests compile
+without LLVM's optimizations. There XLA orders the sums of small products by what is fused around them.
 """
 
 import dataclasses
 import os
-import pathlib
 import sys
-
-sys.path[0] = str(pathlib.Path(__file__).parents[2])
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import numpy as np
@@ -35,8 +31,8 @@ def write_images(folder):
                 Image.fromarray(pixels).save(f"{folder}/{split}/{name}/{i}.png")
 
 
-def main(folder, narrow, case):
-    if narrow == "narrow":
+def main(folder, width, case):
+    if width == "narrow":
         TABLE_1.update(NARROW_TABLE)
     write_images(f"{folder}/data")
     config = Config(

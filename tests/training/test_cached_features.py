@@ -90,6 +90,7 @@ def test_run_on_cached_features_has_the_same_bits(case, tmp_path):
     root = pathlib.Path(__file__).parents[2]
     program = str(pathlib.Path(__file__).with_name("cached_bits.py"))
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment |= {"PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, program, str(tmp_path), "wide", case]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
     assert done.returncode == 0, done.stderr

@@ -49,14 +49,15 @@ def habits(data_dir):
     return start, lambda first: loader.train_batches(0, BATCH, range(first, STEPS)), jax.jit(step)
 
 
-def test_habits_resume_bit_for_bit_at_every_step(habits, narrow, tmp_path):
+@pytest.mark.parametrize("firsts", [(3,), pytest.param(range(1, STEPS), marks=pytest.mark.slow)], ids=["3", "all"])
+def test_habits_resume_bit_for_bit_at_every_step(firsts, habits, narrow, tmp_path):
     start, batches, step = habits
     key, states = jax.random.key(1), [start()]
     for batch in batches(0):
         state, metrics = step(states[-1], batch, key)
         assert metrics["finite"].all()
         states.append(state)
-    for first in range(1, STEPS):
+    for first in firsts:
         checkpoints = Checkpoints(str(tmp_path / str(first)))
         checkpoints.save(states[first], None)
         checkpoints.close()

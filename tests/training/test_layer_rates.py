@@ -38,7 +38,7 @@ def torch_groups(net, model, rate):
     ]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adam", marks=pytest.mark.slow)])
 def test_trajectory_equals_pytorch_parameter_groups(optimizer, torchvision, x64, narrow):
     """Twenty steps with weight decay and clipping, in float64."""
     net = torch_network(torchvision, False, "7x7", True)
