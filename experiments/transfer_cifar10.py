@@ -96,6 +96,7 @@ class Experiment:
         fields = [
             *authors_fields(self.weights, self.features_dir),
             *(f"data.images_per_class={per_class}", f"seed={seed}", f"num_epochs={epochs}"),
+            f"batch_size={min(64, self.num_images(per_class))}",
         ]
         return self.run(name, "transfer_64.py", [*fields, *overrides])
 
