@@ -71,7 +71,7 @@ class Experiment:
         self.splits = data_fields(arguments.data, arguments.train_split, arguments.eval_split)
         self.features_dir = os.path.join(arguments.runs_dir, "features")
         self.weights = converted(arguments.weights, arguments.runs_dir)
-        self.rates: dict[str, float] = {}  # the largest seconds of an image so far, by split
+        self.rates: dict[str, float] = {}  # the smallest seconds of an image so far, which hold least compilation
 
     def run(self, name: str, config: str, overrides: list[str]) -> dict[str, Any]:
         """Train unless the run is finished; return its last accuracy, its seconds of training and its command."""
@@ -82,7 +82,7 @@ class Experiment:
         batch = next((int(o.split("=")[1]) for o in overrides if o.startswith("batch_size=")), batch)
         found = figures(workdir, batch)
         for split, seconds in feature_seconds(workdir + ".log").items():
-            self.rates[split] = max(self.rates.get(split, 0.0), seconds)
+            self.rates[split] = min(self.rates.get(split, seconds), seconds)
         accuracy = found["eval"]["accuracy"][-1]
         print(f"{name}: {accuracy:.2%}", flush=True)
         return {
@@ -108,6 +108,7 @@ class Experiment:
         """Return the figures of both ways, for each size and each draw."""
         rows = []
         calibration = self.scratch("calibration", self.options.sizes[-2], 0, CALIBRATION_EPOCHS)
+        self.frozen("frozen-calibration", self.options.sizes[-2], 0, CALIBRATION_EPOCHS)
         rate = self.num_images(self.options.sizes[-2]) * CALIBRATION_EPOCHS / calibration["training_seconds"]
         for per_class in self.options.sizes:
             for seed in range(self.options.draws):

@@ -78,7 +78,15 @@ def test_boxes_equal_torchvision(v2, batch, monkeypatch):
         assert box_around(jnp.array([row, column]), part, H, W).tolist() == [top, left, bottom, right]
 
 
-@pytest.mark.parametrize("options", [Mixing(K, mixup=0.4), Mixing(K, cutmix=1.0), Mixing(K, mixup=0.4, cutmix=1.0)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        Mixing(K, mixup=0.4, cutmix=1.0),
+        pytest.param(Mixing(K, mixup=0.4), marks=pytest.mark.slow),
+        pytest.param(Mixing(K, cutmix=1.0), marks=pytest.mark.slow),
+    ],
+    ids=["both", "mixup", "cutmix"],
+)
 def test_mixed_batches_are_consistent(options, batch):
     """Labels sum to 1 and agree with the pixels; the answer is the class with the larger part."""
     ones = {"image": jnp.ones((N, H, W, 1)).at[1::2].set(0.0), "label": jnp.arange(N) % 2}
@@ -110,6 +118,7 @@ def test_drawn_boxes_cover_the_expected_part():
     assert (np.asarray(boxes) >= 0).all() and (np.asarray(boxes) <= 32).all()
 
 
+@pytest.mark.slow
 def test_mixing_does_not_depend_on_the_devices(batch):
     wide = {name: jnp.concatenate([array] * 4) for name, array in batch.items()}
     mesh = Mesh(np.array(jax.devices()), ("data",))

@@ -97,6 +97,7 @@ def test_run_on_cached_features_has_the_same_bits(case, tmp_path):
     assert done.stdout.splitlines().count("arrays True evaluations True") == 2, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("narrow")
 def test_changed_image_weight_and_view_are_noticed(folder, tmp_path, capsys):
     config = make_config(folder, cache_features=True, num_epochs=1)
@@ -117,6 +118,14 @@ def test_changed_image_weight_and_view_are_noticed(folder, tmp_path, capsys):
     trained(config, tmp_path / "view")
     output = capsys.readouterr()
     assert "are for other view: computing them again" in output.out + output.err
+
+
+def test_store_for_other_facts_names_the_difference(tmp_path, capsys):
+    for facts in ({"weights": "a", "view": [1]}, {"weights": "b", "view": [1]}, {"weights": "b", "view": [2]}):
+        FeatureStore(str(tmp_path), {"data": "d", **facts}, (1, 4), np.float32)
+    output = capsys.readouterr()
+    lines = [line for line in (output.out + output.err).splitlines() if "cached features of d" in line]
+    assert ["other weights:" in lines[0], "other view:" in lines[1], len(lines)] == [True, True, 2]
 
 
 KILLED = """

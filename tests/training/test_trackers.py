@@ -61,6 +61,7 @@ def test_tracker_receives_what_the_files_hold(config, tmp_path, capsys):
     assert "lowest accuracy: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_run_that_stops_early_stays_finished(config, tmp_path, capsys):
     config.num_epochs, config.early_stopping_patience, config.early_stopping_min_delta = 9, 2, 1.0
     assert train_and_evaluate(config, str(tmp_path)) == 0
@@ -73,6 +74,7 @@ def test_run_that_stops_early_stays_finished(config, tmp_path, capsys):
     assert "finished: step 8" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_best_checkpoint_initializes_another_run(config, tmp_path, capsys):
     assert train_and_evaluate(config, str(tmp_path / "first")) == 0
     config.init_from, config.init_layers, config.num_epochs = str(tmp_path / "first"), ("features",), 1

@@ -2,8 +2,8 @@
 
 A cached example looks like an image of one row: its pixels are the features of the view and of the flipped view. So a
 horizontal flip of this image exchanges them, and loaders, augmentation and evaluation need no other code. The programs
-that compute the features have the batch sizes of the programs that they replace. On the same machine the features are
-the same bits.
+that compute the features have the batch sizes of the programs that they replace, so that on one CPU device the results
+have the same bits.
 """
 
 import dataclasses
