@@ -155,8 +155,10 @@ def test_store_of_a_killed_process_holds_complete_rows_only(tmp_path):
     assert store.rows[store.find(digests)][:, 0, 0].tolist() == [1, 1, 5]
     with open(os.path.join(store.directory, "digests.bin"), "ab") as file:
         file.write(b"half")  # a digest cut short by a crash
+    with open(os.path.join(store.directory, "rows.bin"), "ab") as file:
+        file.write(bytes(16))  # its row
     again = FeatureStore(str(tmp_path), {"data": "d"}, (1, 4), np.float32)
-    assert again.find(digests).tolist() == [0, 1, 2]
+    assert (again.find(digests).tolist(), again.count) == ([0, 1, 2], 3)
     with open(os.path.join(again.directory, "store.json")) as file:
         assert json.load(file) == {"data": "d"}
 
