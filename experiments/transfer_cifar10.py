@@ -83,12 +83,12 @@ class Experiment:
         found = figures(workdir, batch)
         for split, seconds in feature_seconds(workdir + ".log").items():
             self.rates[split] = min(self.rates.get(split, seconds), seconds)
-        accuracy = found["eval"]["accuracy"][-1]
+        accuracy, shown = found["eval"]["accuracy"][-1], commands(workdir)[-1]["command"]
         print(f"{name}: {accuracy:.2%}", flush=True)
         return {
             "accuracy": accuracy,
             "training_seconds": sum(found["epoch_seconds"]),
-            "command": commands(workdir)[-1]["command"].replace(self.options.data, "DATA"),
+            "command": shown.replace(os.path.abspath(self.options.data), "DATA").replace(self.options.runs_dir, "RUNS"),
         }
 
     def frozen(self, name: str, per_class: int, seed: int, epochs: float, *overrides: str) -> dict[str, Any]:
