@@ -91,7 +91,7 @@ def train_and_evaluate(
     run = build(config, make_mesh())
     compare_runs(run.config, run.train_split, run.eval_split)
     with contextlib.ExitStack() as stack:
-        session = open_session(run, workdir, stack, summary=summary, allow_changes=allow_changes, trackers=trackers)
+        session = open_session(run, workdir, summary, allow_changes, stack, trackers)
         if session is None:
             return 0
         progress = session.progress

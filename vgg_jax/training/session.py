@@ -147,10 +147,9 @@ class Session:
 def open_session(
     run: Run,
     workdir: str,
-    stack: contextlib.ExitStack,
-    *,
     summary: bool,
     allow_changes: bool,
+    stack: contextlib.ExitStack,
     trackers: Sequence[Tracker] = (),
 ) -> Session | None:
     """Lock the run's directory, start or resume the run and compile its steps; return None for a finished run."""
@@ -248,8 +247,7 @@ def _open_writer(
         *(workdir, progress.start, progress.last_step, run.steps_per_epoch, progress.offset),
         training_flops(run.model, size, channels, run.model.layers_with_parameters(config.freeze), run.cached_layers),
         run.mesh.size * peak_flops(device, config.model.dtype, float(config.peak_tflops)),
-        trackers=trackers,
-        config=flat_fields(config),
+        *(trackers, flat_fields(config)),
     )
 
 
