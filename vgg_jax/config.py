@@ -1,4 +1,6 @@
-"""The configuration of a run: a tree of dataclasses, and the checks that need nothing but its values.
+"""The configuration of a run: a tree of dataclasses, and the check of their types.
+
+`training.field_checks` holds the checks of the values.
 
 A file under `configs/` builds a `Config` in `get_config()`; `--config.optimizer.learning_rate=0.05` overrides a field.
 Values that follow from the fields are computed on use, after the overrides, and never stored.
@@ -58,12 +60,16 @@ class DataConfig:
     classes: tuple[int, ...] = ()  # labels of the images to use, in rising order, unchanged; (): all images
     class_names: tuple[str, ...] = ()  # names of all classes by label; (): those that the data state, if any
     images_per_class: int = 0  # number of training images of each class, drawn by the seed; 0: all images
+    balanced: bool = False  # draw each class equally often; images of rare classes come several times in an epoch
     image_size: int = 32  # side of the square input in pixels
     resize: int = 32  # short side of the test view in pixels, before its center crop of image_size
     train_view: str = "pad_crop"  # pad_crop, of the test view; random_resized_crop; scale_crop, as in the paper
     pad: int = 4  # padding of pad_crop in pixels on each side
     pad_mode: str = "zeros"  # pixels of that padding: zeros (black), or reflect (the image reflected at its edge)
     cutout: int = 0  # side of a random square of each training image that is hidden, in pixels; 0: no square
+    erasing: float = 0.0  # probability that a random rectangle of a training image is erased; 0: no rectangle
+    erasing_area: tuple[float, ...] = (0.02, 0.33)  # smallest and largest part of the image that it covers
+    erasing_aspect: tuple[float, ...] = (0.3, 3.3)  # smallest and largest ratio of its height to its width
     train_scale: tuple[int, ...] = (256, 512)  # smallest and largest short side S of scale_crop in pixels
     flip: bool = True  # horizontal flip of half of the training images
     alternating_flip: bool = False  # horizontal flip of each image in every other epoch, not at random; needs flip
@@ -94,6 +100,7 @@ class OptimizerConfig:
     weight_decay: float = 5e-4  # weight decay, added to the gradient as in PyTorch
     decayed: str = "all"  # parameters that decay: all, or kernels (neither biases nor batch norm)
     clip_norm: float = 0.0  # largest global norm of the gradient; larger gradients are scaled down; 0: no clipping
+    rates: str = ""  # factors of the rate by layer, such as features=0.1,stage5=0.5: the narrowest name counts
     schedule: str = "cosine"  # learning rate: constant, step, cosine or linear (both to zero), plateau
     step_epochs: tuple[float, ...] = ()  # epochs at which the step schedule multiplies the rate by step_factor
     step_factor: float = 0.1  # factor of the step and plateau schedules
@@ -119,14 +126,23 @@ class Config:
     flip_eval: bool = False  # evaluate the mean of the logits of each image and its horizontal flip
     loss: str = "softmax"  # softmax (one class for each image), sigmoid (several labels) or squared_error (regression)
     label_smoothing: float = 0.0  # part of each label that the training loss spreads over all classes
+    mixup: float = 0.0  # alpha of mixup, which mixes pairs of images and their labels; 0: no mixup
+    cutmix: float = 0.0  # alpha of cutmix, which pastes a box of another image; half of the steps if mixup is on too
+    class_weights: str = ""  # weights of the classes in the loss: balanced, or numbers such as 1,2.5,1; "": all equal
     seed: int = 0  # seed of initialization, order of the data, augmentation and dropout
     init_from: str = ""  # source of the initial layers: weights file, directory of a run, or pretrained name
-    init_layers: tuple[str, ...] = ("features",)  # layers taken from init_from: their names, "features" or "head"
+    init_step: str = "latest"  # checkpoint, if init_from is a run: latest, best, or the number of a step
+    init_layers: tuple[str, ...] = ("features",)  # layers taken from init_from: names, "features", "head", "stage1"...
     whitening: bool = False  # initialize conv1_1 with the principal axes of 3x3 patches of the training images
-    freeze: tuple[str, ...] = ()  # layers to freeze: their names, "features" or "head"
+    freeze: tuple[str, ...] = ()  # layers to freeze: their names, "features", "head", "stage1" to "stage5"
+    cache_features: bool = False  # compute the output of the first, frozen layers once, and keep it on disk
+    features_dir: str = os.path.join("~", ".cache", "vgg_jax", "features")  # directory of these outputs
     max_skipped_steps: int = 10  # consecutive steps with NaN or infinite values after which the run stops
     log_every_steps: int = 50  # steps from one log line to the next
     eval_every_epochs: float = 1.0  # epochs from one evaluation to the next
+    per_class_accuracy: bool = False  # report the accuracy of each class after each evaluation
+    early_stopping_patience: int = 0  # evaluations without a better accuracy (or rmse) that end the run; 0: no limit
+    early_stopping_min_delta: float = 0.0  # smallest gain that counts as better, such as 0.001
     checkpoint_every_epochs: float = 1.0  # epochs from one checkpoint to the next
     steps_per_dispatch: int = 0  # steps of one program if the data are resident; 0: 1 on CPUs, chosen elsewhere
     profile: str = ""  # steps to profile, START:STOP, both included, such as 101:110; "": none
@@ -166,6 +182,24 @@ def steps_of(text: str) -> range | None:
     """Return the steps of START:STOP, both included; None if the text names no such steps."""
     found = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
     return range(int(found[1]), int(found[2]) + 1) or None if found else None
+
+
+def numbers_of(text: str) -> tuple[float, ...] | None:
+    """Return the numbers of a list such as 1,2.5,1; None if the text is no such list."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return None
+
+
+def rates_of(text: str) -> dict[str, float] | None:
+    """Return the factors of a list such as features=0.1,head=1 by name; None if the text is no such list."""
+    pairs = [part.strip().split("=") for part in text.split(",")] if text else []
+    factors = [numbers_of(pair[1]) if len(pair) == 2 else None for pair in pairs]
+    names = [pair[0].strip() for pair in pairs]
+    if None in factors or len(set(names)) < len(names):
+        return None
+    return {name: factor[0] for name, factor in zip(names, factors, strict=True) if factor}
 
 
 def dtype_for(platform: str) -> str:
@@ -212,104 +246,3 @@ def _has_type(value: Any, annotation: Any) -> bool:
     if annotation is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is annotation
-
-
-def value_problems(config: Config) -> list[str]:
-    """Return one line for each value that is not allowed, as far as no network is needed to tell."""
-    problems = []
-    for name, holds, expected in [*_run_checks(config), *_data_checks(config.data), *_optimizer_checks(config)]:
-        if not holds:
-            value: Any = config
-            for part in name.split("."):
-                value = getattr(value, part)
-            problems.append(f"config.{name} is {value!r}; expected {expected}")
-    return problems
-
-
-Check = tuple[str, bool, str]  # a field, whether its value is allowed, and what is expected
-
-
-def _run_checks(config: Config) -> list[Check]:
-    return [
-        ("batch_size", config.batch_size > 0, "1 or more"),
-        ("eval_batch_size", config.eval_batch_size > 0, "1 or more"),
-        ("num_epochs", config.num_epochs > 0, "more than 0"),
-        ("accumulation_steps", config.accumulation_steps > 0, "1 or more"),
-        ("batch_size", config.batch_size % max(config.accumulation_steps, 1) == 0,
-         f"a multiple of config.accumulation_steps, {config.accumulation_steps}"),
-        ("seed", 0 <= config.seed < 2**32, "0 up to 2**32 - 1"),
-        ("max_skipped_steps", config.max_skipped_steps > 0, "1 or more"),
-        ("log_every_steps", config.log_every_steps > 0, "1 or more"),
-        ("eval_every_epochs", config.eval_every_epochs > 0, "more than 0"),
-        ("checkpoint_every_epochs", config.checkpoint_every_epochs > 0, "more than 0"),
-        ("steps_per_dispatch", config.steps_per_dispatch >= 0, "0 or more"),
-        ("profile", config.profile == "" or steps_of(config.profile) is not None,
-         "START:STOP, two rising steps from 1, such as 101:110"),
-        ("peak_tflops", config.peak_tflops >= 0, "0 or more"),
-        ("whitening", config.model.batch_norm or not config.whitening,
-         "False, because config.model.batch_norm is False"),
-        ("whitening", not (config.whitening and config.init_from and {"features", "conv1_1"} & set(config.init_layers)),
-         "False, because conv1_1 comes from config.init_from"),
-        ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
-        ("loss", config.loss in LOSSES, f"one of {', '.join(LOSSES)}"),
-        ("loss", config.loss != "softmax" or config.model.num_classes != 1,
-         "sigmoid or squared_error, because the softmax of one output is always 1 (config.model.num_classes is 1)"),
-        ("label_smoothing", config.loss != "squared_error" or not config.label_smoothing,
-         "0, because config.loss is squared_error"),
-        ("model.batch_norm_statistics", config.model.batch_norm_statistics in STATISTICS,
-         f"one of {', '.join(STATISTICS)}"),
-        ("model.dtype", config.model.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
-        ("model.precision", config.model.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
-    ]  # fmt: skip
-
-
-def _data_checks(data: DataConfig) -> list[Check]:
-    scale = data.train_scale
-    rises = len(scale) == 2 and data.image_size <= scale[0] <= scale[1]
-    return [
-        ("data.classes", data.classes == tuple(sorted(set(data.classes))), "labels in rising order"),
-        ("data.class_names", len(set(data.class_names)) == len(data.class_names) and "" not in data.class_names,
-         "a different name for each class"),
-        ("data.images_per_class", data.images_per_class >= 0, "0 or more"),
-        ("data.image_size", data.image_size > 0, "1 or more"),
-        ("data.resize", data.resize >= data.image_size, f"at least config.data.image_size, {data.image_size}"),
-        ("data.train_view", data.train_view in TRAIN_VIEWS, f"one of {', '.join(TRAIN_VIEWS)}"),
-        ("data.pad", data.pad >= 0, "0 or more"),
-        ("data.pad_mode", data.pad_mode in PAD_MODES, f"one of {', '.join(PAD_MODES)}"),
-        ("data.pad", data.pad_mode != "reflect" or data.pad < max(data.image_size, 1),
-         f"below config.data.image_size, {data.image_size}, for config.data.pad_mode=reflect"),
-        ("data.cutout", 0 <= data.cutout <= max(data.image_size, 0),
-         f"0 up to config.data.image_size, {data.image_size}"),
-        ("data.std", all(s > 0 for s in data.std), "more than 0 for each channel"),
-        ("data.mean", len(data.mean) == len(data.std), f"as many channels as config.data.std, {len(data.std)}"),
-        ("data.train_scale", rises or data.train_view != "scale_crop",
-         f"two rising sides of at least config.data.image_size, {data.image_size}"),
-        ("data.alternating_flip", data.flip or not data.alternating_flip, "False, because config.data.flip is False"),
-        ("data.color_shift", data.color_shift >= 0, "0 or more"),
-        ("data.color_eigenvalues", len(data.color_eigenvalues) == 3, "three"),
-        ("data.color_eigenvectors", [len(row) for row in data.color_eigenvectors] == [3, 3, 3], "three rows of three"),
-        ("data.mean", len(data.mean) == 3 or not data.color_shift, "three channels for config.data.color_shift"),
-        ("data.corrupt_images", data.corrupt_images in CORRUPT_IMAGES, f"one of {', '.join(CORRUPT_IMAGES)}"),
-        ("data.num_threads", data.num_threads >= 0, "0 or more"),
-    ]  # fmt: skip
-
-
-def _optimizer_checks(config: Config) -> list[Check]:
-    optimizer = config.optimizer
-    return [
-        ("optimizer.name", optimizer.name in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
-        ("optimizer.learning_rate", optimizer.learning_rate > 0, "more than 0"),
-        ("optimizer.reference_batch_size", optimizer.reference_batch_size >= 0, "0 or more"),
-        ("optimizer.decayed", optimizer.decayed in DECAYED, f"one of {', '.join(DECAYED)}"),
-        ("optimizer.ema_decay", 0 <= optimizer.ema_decay < 1, "at least 0 and below 1"),
-        ("optimizer.momentum", 0 <= optimizer.momentum < 1, "at least 0 and below 1"),
-        ("optimizer.weight_decay", optimizer.weight_decay >= 0, "0 or more"),
-        ("optimizer.clip_norm", optimizer.clip_norm >= 0, "0 or more"),
-        ("optimizer.schedule", optimizer.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-        ("optimizer.step_epochs", list(optimizer.step_epochs) == sorted(optimizer.step_epochs), "rising epochs"),
-        ("optimizer.step_factor", optimizer.step_factor > 0, "more than 0"),
-        ("optimizer.step_factor", optimizer.schedule != "plateau" or optimizer.step_factor < 1, "below 1 for plateau"),
-        ("optimizer.plateau_patience", optimizer.plateau_patience > 0, "1 or more"),
-        ("optimizer.plateau_reductions", optimizer.plateau_reductions >= 0, "0 or more"),
-        ("optimizer.warmup_epochs", 0 <= optimizer.warmup_epochs < config.num_epochs, "0 or more, below num_epochs"),
-    ]  # fmt: skip

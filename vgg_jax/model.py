@@ -205,14 +205,16 @@ class VGG(nn.Module):
         """Return the convolutions, batch norms and dense layers that `names` refer to, in order.
 
         Args:
-          names: names of such layers. `features` refers to all of the convolutional part, `head` to all of the head.
+          names: names of such layers. `features` refers to all of the convolutional part, `stage1` to `stage5` to its
+            stages, `head` to all of the head.
 
         Raises:
           ValueError: if a name is none of these.
         """
-        features = [layer.name for stage in self.stages for layer in stage if layer.kind in WITH_PARAMETERS]
-        groups = {"features": features, "head": list(self.head_layers)}
+        stages = [[layer.name for layer in stage if layer.kind in WITH_PARAMETERS] for stage in self.stages]
+        groups = {"features": list(itertools.chain(*stages)), "head": list(self.head_layers)}
         known = groups["features"] + groups["head"]
+        groups |= {f"stage{number}": stage for number, stage in enumerate(stages, 1)}
         unknown = [name for name in names if name not in groups and name not in known]
         if unknown:
             raise ValueError(f"found no layer {', '.join(unknown)} with parameters; expected some of "
@@ -228,6 +230,7 @@ class VGG(nn.Module):
         last_layer: str | None = None,
         average_pool: bool = False,
         frozen: Collection[str] = (),
+        after: str | None = None,
     ) -> Float[Array, "n *output"]:
         """Return the logits of images.
 
@@ -243,6 +246,8 @@ class VGG(nn.Module):
           average_pool: take averages instead of maxima in the pools of the stages.
           frozen: names of layers that behave as in evaluation even if `train` is True, so that batch norm keeps its
             running statistics; see `layers_with_parameters`.
+          after: a layer of the stages, whose output (N, H', W', C') takes the place of the images; only the layers
+            after it are computed.
 
         Returns:
           Logits (N, num_classes), or the output of `last_layer` or `final_layer`, in at least float32.
@@ -251,13 +256,15 @@ class VGG(nn.Module):
           ValueError: if the images have a wrong shape or dtype, or `train` is True and the convolutions contain their
             batch norm and are not frozen.
         """
-        self._check_images(images, last_layer)
         names = self.layer_names
+        if after is None:
+            self._check_images(images, last_layer)
         frozen = self.layers_with_parameters(frozen)
         if train and self.folded and not {name for name in names if name.startswith("conv")} <= set(frozen):
             raise ValueError("the convolutions contain their batch norm, which training needs; expected the network "
                              "before folding: train that one, or freeze the convolutions")  # fmt: skip
-        computed = set(names if last_layer is None else names[: names.index(last_layer) + 1])
+        first, stop = (names.index(name) + 1 if name else None for name in (after, last_layer))
+        computed = set(names[first:stop])
 
         def run(self: VGG, x: jax.Array, layers: list[Layer]) -> jax.Array:
             for layer in layers:

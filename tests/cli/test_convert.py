@@ -46,8 +46,6 @@ def test_converted_weights_match_torchvision(tmp_path, torchvision, capsys):
     back = torch.load(tmp_path / "c.pth", weights_only=True)
     for name, tensor in net.state_dict().items():
         assert torch.equal(back[name], tensor), name
-    with raises_user_error("c.onnx is an ONNX file", "use vgg-jax export for ONNX"):
-        convert(str(tmp_path / "a.pth"), str(tmp_path / "c.onnx"), check=False)
     with raises_user_error("is the source itself"):
         convert(str(tmp_path / "a.pth"), str(tmp_path / "a.pth"), check=False)
     with raises_user_error("nowhere.pth does not exist"):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vgg_jax.data.sampler import alternating_flips, permutation, train_indices
+from vgg_jax.data.sampler import alternating_flips, balanced_indices, permutation, train_indices
 
 
 def test_permutation_is_a_pure_function_of_seed_and_epoch():
@@ -42,3 +42,25 @@ def test_alternating_flips_flip_in_every_other_epoch():
     micro_batches = [alternating_flips(0, 3 * 4 + i, 10, n, accumulation_steps=3) for i in range(3)]
     np.testing.assert_array_equal(np.concatenate(micro_batches), alternating_flips(0, 4, 30, n))
     assert (alternating_flips(0, 0, size, n) != alternating_flips(1, 0, size, n)).any()
+
+
+LABELS = np.array([0] * 37 + [1] * 9 + [3] * 4)  # class 2 has no images
+
+
+def test_balanced_order_draws_each_class_equally_often():
+    order = np.concatenate([balanced_indices(0, step, 10, LABELS) for step in range(15)])
+    for epoch in order.reshape(3, 50):
+        assert set(np.bincount(LABELS[epoch])) <= {0, 16, 17}
+    counts = np.bincount(order, minlength=50)
+    for label in (0, 1, 3):
+        assert np.ptp(counts[label == LABELS]) <= 1  # the images of a class take turns
+
+
+def test_balanced_order_depends_on_seed_and_step_only():
+    draws = [balanced_indices(seed, step, 10, LABELS) for seed in (0, 1) for step in range(10)]
+    assert len({tuple(draw) for draw in draws}) == 20
+    np.testing.assert_array_equal(balanced_indices(1, 3, 10, LABELS), draws[13])
+
+
+def test_balanced_order_of_more_classes_than_images_in_an_epoch():
+    assert len(balanced_indices(0, 0, 3, np.arange(3))) == 3

@@ -66,8 +66,9 @@ def test_nonfinite_metrics_are_null_in_json(tmp_path):
 def test_full_disk_gives_one_line(tmp_path):
     """The device /dev/full stands for the disk."""
     writer = MetricWriter(str(tmp_path), 0, num_steps=8, steps_per_epoch=4)
-    writer._file.close()
-    writer._file = open("/dev/full", "w", buffering=1)  # noqa: SIM115 - closed below
+    lines = writer.trackers[0]
+    lines.file.close()
+    lines.file = open("/dev/full", "w", buffering=1)  # noqa: SIM115 - closed below
     with raises_user_error("cannot write ", "metrics.jsonl: No space left on device", "rerun the same command"):
         writer.train(1, 32, {"loss": 1.0, "accuracy": 0.5, "learning_rate": 0.1})
     with raises_user_error("cannot write "):

@@ -5,6 +5,7 @@ The random numbers depend on the key alone.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,9 @@ class Augmentation:
     pad: int = 0  # pixels on each side of the image before the random crop; 0 disables the crop
     pad_mode: str = "zeros"  # their values: zeros, or reflect (the image reflected at its edge)
     cutout: int = 0  # side of a random square of the mean color; 0 disables the square
+    erasing: float = 0.0  # probability of a random rectangle of the mean color; 0 disables the rectangle
+    erasing_area: tuple[float, float] = (0.02, 0.33)  # smallest and largest part of the image
+    erasing_aspect: tuple[float, float] = (0.3, 3.3)  # smallest and largest ratio of height to width
     flip: bool = False  # horizontal flip with probability 0.5
     color_shift: float = 0.0  # standard deviation of the factors of the eigenvalues; 0 disables the shift
     color_eigenvalues: tuple[float, ...] = (0.2175, 0.0188, 0.0045)
@@ -139,13 +143,73 @@ def cutout(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
     num_images, height, width, _ = images.shape
     first = jax.random.randint(key, (num_images, 2), 0, jnp.array([height, width])) - side // 2
 
-    def covered(length: int, first: jax.Array) -> jax.Array:
-        offsets = jnp.arange(length) - first[:, None]
-        return (offsets >= 0) & (offsets < side)
+    return jnp.where(box_mask(height, width, first, side), jnp.zeros((), images.dtype), images)
+
+
+def box_mask(height: int, width: int, first: jax.Array, sides: jax.Array | int) -> jax.Array:
+    """Return which pixels of images lie in a box.
+
+    Args:
+      height: the height of the images.
+      width: the width of the images.
+      first: (N, 2) integers, row and column of the first pixel of each box, which may lie outside the image.
+      sides: (N, 2) integers, the height and width of each box, or the side of all boxes.
+
+    Returns:
+      (N, height, width, 1) booleans.
+    """
+
+    def covered(length: int, axis: int) -> jax.Array:
+        offsets = jnp.arange(length) - first[:, axis, None]
+        return (offsets >= 0) & (offsets < (sides if isinstance(sides, int) else sides[:, axis, None]))
 
     # Comparisons instead of a gather or a scatter, so that accelerators fuse them with the normalization.
-    square = covered(height, first[:, 0])[:, :, None] & covered(width, first[:, 1])[:, None]
-    return jnp.where(square[..., None], jnp.zeros((), images.dtype), images)
+    box = covered(height, 0)[:, :, None] & covered(width, 1)[:, None]
+    return box[..., None]
+
+
+def random_erasing(
+    key: jax.Array, images: jax.Array, probability: float, areas: tuple[float, float], aspects: tuple[float, float]
+) -> jax.Array:
+    """Set a random rectangle of some images to zeros, as `torchvision.transforms.RandomErasing`.
+
+    Args:
+      key: key of all random numbers.
+      images: normalized images (N, H, W, C), whose mean color is zero.
+      probability: probability that an image has a rectangle.
+      areas: smallest and largest part of the image that the rectangle covers; uniform.
+      aspects: smallest and largest ratio of its height to its width; the logarithm is uniform.
+
+    Returns:
+      The images, (N, H, W, C) in the dtype of `images`.
+
+    Source: Z. Zhong et al., "Random Erasing Data Augmentation", arXiv:1708.04896.
+    """
+    num_images, height, width, _ = images.shape
+    choice_key, box_key = jax.random.split(key)
+    first, sides = erasing_boxes(box_key, num_images, height, width, areas, aspects)
+    erased = jax.random.bernoulli(choice_key, probability, (num_images, 1, 1, 1))
+    return jnp.where(erased & box_mask(height, width, first, sides), jnp.zeros((), images.dtype), images)
+
+
+def erasing_boxes(
+    key: jax.Array, count: int, height: int, width: int, areas: tuple[float, float], aspects: tuple[float, float]
+) -> tuple[jax.Array, jax.Array]:
+    """Draw the rectangles of random erasing, each the first of ten that fits into the image.
+
+    Returns:
+      Row and column of the first pixel, (N, 2) int32, and height and width, (N, 2) int32, which are 0 if none fits.
+    """
+    area_key, aspect_key, place_key = jax.random.split(key, 3)
+    low, high = (math.log(aspect) for aspect in aspects)
+    area = height * width * jax.random.uniform(area_key, (count, 10), minval=areas[0], maxval=areas[1])
+    aspect = jnp.exp(jax.random.uniform(aspect_key, (count, 10), minval=low, maxval=high))
+    drawn = jnp.round(jnp.sqrt(jnp.stack([area * aspect, area / aspect], -1))).astype(jnp.int32)
+    full = jnp.array([height, width])
+    fits = (drawn < full).all(-1)
+    chosen = jnp.take_along_axis(drawn, fits.argmax(1)[:, None, None], 1)[:, 0]
+    sides = jnp.where(fits.any(1)[:, None], chosen, 0)
+    return jax.random.randint(place_key, (count, 2), 0, full - sides + 1), sides
 
 
 def color_shift(
@@ -191,7 +255,7 @@ def normalize(images: jax.Array | np.ndarray, mean: tuple[float, ...], std: tupl
 
 
 def augment(key: jax.Array, batch: Batch, options: Augmentation) -> Batch:
-    """Augment and normalize a training batch: random crop, horizontal flip, normalization, color shift, cutout.
+    """Augment and normalize a training batch: random crop, horizontal flip, normalization, color shift, erased parts.
 
     Args:
       key: key of all random numbers.
@@ -216,4 +280,8 @@ def augment(key: jax.Array, batch: Batch, options: Augmentation) -> Batch:
     if options.cutout:
         # A key of its own leaves all other random numbers unchanged.
         normalized = cutout(jax.random.fold_in(key, 3), normalized, options.cutout)
+    if options.erasing:
+        erasing_key = jax.random.fold_in(key, 4)
+        areas, aspects = options.erasing_area, options.erasing_aspect
+        normalized = random_erasing(erasing_key, normalized, options.erasing, areas, aspects)
     return {**batch, "image": normalized}

@@ -6,6 +6,7 @@ A label is an int32 class, or float32 numbers (K,); see `data.labels`.
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import PIL.Image
 
 from vgg_jax.console import note
 from vgg_jax.data import image_files, transforms
+from vgg_jax.data.array_records import ArrayRecords
 from vgg_jax.data.gray_depth import ImageError
 from vgg_jax.data.image_folder import FolderRecords, remedy
 from vgg_jax.data.labels import KINDS, Label, label_kind, read_label
@@ -66,7 +68,7 @@ class Split:
                 f"{self.name} has labels of {KINDS[self.label_kind]}; expected one class for each image to select "
                 "classes: unset config.data.classes and config.data.images_per_class"
             )
-        labels = _labels(self.records)
+        labels = self.labels
         chosen: list[int] = []
         for label in classes or range(self.num_classes):
             (found,) = np.nonzero(labels == label)
@@ -77,6 +79,10 @@ class Split:
                 )
             chosen += list(found[permutation(seed, label, len(found))[: per_class or None]])
         return dataclasses.replace(self, records=_Selection(self.records, np.sort(chosen)))
+
+    def at(self, indices: Sequence[int]) -> "Split":
+        """Return the split of the examples at these indices, in this order."""
+        return dataclasses.replace(self, records=_Selection(self.records, np.asarray(indices)))
 
     def relabel(self, labels: Sequence[int], class_names: Sequence[str]) -> "Split":
         """Return the split with the labels of a network.
@@ -101,9 +107,24 @@ class Split:
         return len(self.records)
 
     @property
+    def view_shape(self) -> tuple[int, int, int]:
+        """Return the shape (H, W, C) of a view."""
+        return (self.views.image_size, self.views.image_size, self.channels)
+
+    @property
+    def view_dtype(self) -> np.dtype[Any]:
+        """Return the dtype of a view."""
+        return np.dtype(np.uint8)
+
+    @property
     def view_bytes(self) -> int:
         """Return the size of one view in bytes."""
-        return self.views.image_size**2 * self.channels
+        return math.prod(self.view_shape) * self.view_dtype.itemsize
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Return the class of each example, (N,) int64; only a folder needs no reading of its files."""
+        return _labels(self.records).astype(np.int64)
 
     @property
     def random_views(self) -> bool:
@@ -148,13 +169,13 @@ class Split:
 
     def pixels(self, index: int) -> tuple[np.ndarray, Label]:
         """Return the whole image, (H, W, C) uint8, and the label; raise as `test_view`."""
-        data, label = self._read(index)
+        data, label = self.encoded(index)
         with self._names_corrupt_image(index):
             return image_files.decode_file(data, self._mode, self.views.exif), label
 
     def size(self, index: int) -> tuple[int, int]:
         """Return the height and width of the whole image, from the file's header if possible; raise as `test_view`."""
-        data, _ = self._read(index)
+        data, _ = self.encoded(index)
         with self._names_corrupt_image(index):
             return image_files.file_size(data, self._mode, self.views.exif)
 
@@ -162,7 +183,8 @@ class Split:
     def _mode(self) -> str:
         return "L" if self.channels == 1 else "RGB"
 
-    def _read(self, index: int) -> tuple[bytes, Label]:
+    def encoded(self, index: int) -> tuple[bytes, Label]:
+        """Return the bytes of an example's file, and the label; raise UserError if the record cannot be read."""
         record = self.records[int(index)]
         try:
             return record["image"], read_label(self.label_kind, record["label"], self.num_classes)
@@ -193,6 +215,9 @@ def _labels(records: Any) -> np.ndarray:
     """Return the labels of all records; those of a folder without reading its files."""
     if isinstance(records, FolderRecords):
         return np.array(records.labels)
+    if isinstance(records, _Selection):
+        chosen: np.ndarray = _labels(records.records)[records.indices]
+        return chosen
     if isinstance(records, _Relabeled):
         return np.array([records.new_label(old) for old in _labels(records.records)])
     return np.array([records[i]["label"] for i in range(len(records))])
@@ -286,7 +311,7 @@ def open_split(
     source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     return Split(
         name=f"{dataset}/{split}",
-        records=_ArrayRecords(source, splits[split].file_instructions),
+        records=ArrayRecords(source, splits[split].file_instructions),
         num_classes=labels[1],
         channels=features["image"].shape[-1],
         views=views,
@@ -315,29 +340,3 @@ def _label_names(label: Any, directory: Any) -> tuple[str, ...]:
         return tuple(label.names) if label.get_names_filepath(directory, "label").exists() else ()
     names = tuple(getattr(getattr(label, "feature", None), "names", ()))
     return () if names == tuple(map(str, range(len(names)))) else names
-
-
-class _ArrayRecords:
-    """The records of a split in array_record files, and the place of each."""
-
-    def __init__(self, source: Any, files: Sequence[Any]) -> None:
-        self._source, self.files = source, files
-        self._ends = np.cumsum([file.examples_in_shard if file.take == -1 else file.take for file in files])
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self._source[index]
-        except Exception as error:  # array_record raises several kinds; TFDS raises others if the bytes are no example
-            raise UserError(
-                f"{self.locate(index)} cannot be read, the file is damaged: {first_line(error)}; "
-                "prepare the data set again, or copy the file from another machine"
-            ) from None
-
-    def locate(self, index: int) -> str:
-        """Return the file of a record and the record's place in it."""
-        i = int(np.searchsorted(self._ends, index, "right"))
-        first = self._ends[i - 1] if i else 0
-        return f"{self.files[i].filename}, record {self.files[i].skip + index - first}"

@@ -18,7 +18,7 @@ from vgg_jax.console import Bar
 from vgg_jax.data.dataset import CorruptImageError, Split
 from vgg_jax.data.processors import num_processors
 from vgg_jax.data.resident import gather, gathered
-from vgg_jax.data.sampler import alternating_flips, train_indices
+from vgg_jax.data.sampler import Order
 from vgg_jax.data.slots import Slots
 from vgg_jax.errors import UserError, require
 
@@ -49,6 +49,7 @@ class Loader:
         num_threads: int = 0,
         skip_corrupt: bool = False,
         alternating_flip: bool = False,
+        balanced: bool = False,
     ) -> None:
         """Read a resident split, or prepare to read the split batch by batch.
 
@@ -60,12 +61,14 @@ class Loader:
           num_threads: threads that read and decode; with 0, as many as the process may use processors.
           skip_corrupt: whether to skip images that cannot be decoded; otherwise they raise UserError.
           alternating_flip: whether to flip each training image horizontally in every other epoch.
+          balanced: whether training draws each class equally often.
 
         Raises:
           UserError: if an example of a resident split cannot be read.
         """
         self.split = split
         self._skip_corrupt, self._alternating_flip = skip_corrupt, alternating_flip
+        self._labels = split.labels if balanced else None
         self._num_threads = num_threads or num_processors()
         self._corrupt: set[int] = set()
         self._sharding = NamedSharding(mesh, P(*mesh.axis_names))
@@ -123,15 +126,9 @@ class Loader:
         Raises:
           UserError: during iteration, if an example cannot be read.
         """
-        n = len(self.split)
-
-        @functools.lru_cache(maxsize=4)  # the threads ask for each row
-        def order(step: int) -> tuple[np.ndarray, np.ndarray]:
-            """Return the examples of a step, and which of them the host flips."""
-            position = (seed, step, step_size, n, accumulation_steps)
-            flipped = alternating_flips(*position) if self._alternating_flip else np.zeros(step_size, bool)
-            return train_indices(*position), flipped
-
+        n, flips = len(self.split), self._alternating_flip
+        # The threads ask for each row.
+        order = functools.lru_cache(4)(Order(seed, step_size, n, accumulation_steps, flips, self._labels).__call__)
         if self._resident is not None:
             return self._rows(map(order, steps), itertools.repeat(1) if lengths is None else lengths)
 
@@ -205,14 +202,12 @@ class Loader:
         return {**self._shapes_of_views(n), "weight": weight}
 
     def _shapes_of_views(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
-        size = self.split.views.image_size
         struct = functools.partial(jax.ShapeDtypeStruct, sharding=self._sharding)
         label = struct((n, *self.split.label_shape), np.float32 if self.split.label_shape else np.int32)
-        return {"image": struct((n, size, size, self.split.channels), np.uint8), "label": label}
+        return {"image": struct((n, *self.split.view_shape), self.split.view_dtype), "label": label}
 
     def _eval_batch_size(self, batch_size: int) -> int:
-        devices = int(self._sharding.mesh.size)
-        return -(-min(batch_size, len(self.split)) // devices) * devices
+        return whole_batch(batch_size, len(self.split), self._sharding.mesh.size)
 
     def num_eval_batches(self, batch_size: int) -> int:
         """Return the number of batches of `eval_batches`."""
@@ -311,8 +306,7 @@ class Loader:
             return {"image": image, "label": label, "weight": np.float32(1)}
         except CorruptImageError as error:
             self._skip(index, error)
-            size = self.split.views.image_size
-            image = np.zeros((size, size, self.split.channels), np.uint8)
+            image = np.zeros(self.split.view_shape, self.split.view_dtype)
             shape = self.split.label_shape
             label = np.zeros(shape, np.float32) if shape else np.int32(0)
             return {"image": image, "label": label, "weight": np.float32(0)}
@@ -339,6 +333,11 @@ class Loader:
             raise UserError(
                 f"{self.split.name} has more than {most} corrupt images; replace them; the last one: {error}"
             )
+
+
+def whole_batch(batch_size: int, num_examples: int, devices: int) -> int:
+    """Return the size of evaluation batches: at most the examples, rounded up to a multiple of the devices."""
+    return -(-min(batch_size, num_examples) // devices) * devices
 
 
 def _gather_weighted(data: Batch, indices: jax.Array, counts: jax.Array) -> Batch:

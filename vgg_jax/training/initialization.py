@@ -30,7 +30,7 @@ def source_variables(config: Config, model: VGG) -> dict[str, Any]:
         or convolutions are to be trained that contain their batch norm.
     """
     taken = model.layers_with_parameters(config.init_layers)
-    loaded = _load_source(config.init_from, not set(taken) & set(model.head_layers))
+    loaded = _load_source(config.init_from, config.init_step, not set(taken) & set(model.head_layers))
     for line in loaded.notes:
         note(f"{config.init_from}: {line}")
     source, variables, preprocessing = loaded.model, loaded.variables, loaded.preprocessing
@@ -71,12 +71,19 @@ def source_variables(config: Config, model: VGG) -> dict[str, Any]:
     return dict(variables)
 
 
-def _load_source(name_or_path: str, features_only: bool) -> Loaded:
+def _load_source(name_or_path: str, step: str, features_only: bool) -> Loaded:
     """Load a run by its directory, weights by their file, or a pretrained network by its name.
 
     Args:
       name_or_path: the source.
+      step: the checkpoint of a run: latest, best or a number.
       features_only: leave out an unknown head, for which a file is refused otherwise.
     """
-    is_run = name_or_path not in NAMES and os.path.isdir(name_or_path)
-    return load_run(name_or_path) if is_run else load_weights(name_or_path, features_only)
+    if name_or_path not in NAMES and os.path.isdir(name_or_path):
+        return load_run(name_or_path, step)
+    if step != "latest":
+        raise UserError(
+            f"config.init_step is {step!r}, and config.init_from, {name_or_path}, is not the directory of a run; "
+            "expected a run; remove config.init_step"
+        )
+    return load_weights(name_or_path, features_only)

@@ -2,27 +2,25 @@
 
 import contextlib
 import functools
+from collections.abc import Sequence
 
 import jax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from vgg_jax.config import Config
-from vgg_jax.data.augmentation import augment, normalize
-from vgg_jax.data.resident import gathered
-from vgg_jax.runtime import compiler_options
-from vgg_jax.training.blocks import several
+from vgg_jax.data.augmentation import normalize
 from vgg_jax.training.class_names import resolve_classes
 from vgg_jax.training.comparison import compare_runs
-from vgg_jax.training.inputs import augmentation, open_splits
-from vgg_jax.training.optimizer import make_optimizer, make_plateau, make_schedule
+from vgg_jax.training.inputs import class_weights, open_splits, training_view
+from vgg_jax.training.jitting import jit_steps
+from vgg_jax.training.optimizer import layer_rates, make_optimizer, make_plateau, make_schedule
 from vgg_jax.training.rate import make_rate
 from vgg_jax.training.run import Run
 from vgg_jax.training.run_directory import keep_num_classes, resolve_dtype
 from vgg_jax.training.session import open_session
 from vgg_jax.training.sharding import make_mesh, replicate, state_shardings, with_sharded_head
 from vgg_jax.training.state import create_train_state
-from vgg_jax.training.step import eval_step, train_step
+from vgg_jax.training.trackers import Tracker
 from vgg_jax.training.validation import check_data, create_model
 
 
@@ -42,11 +40,12 @@ def build(config: Config, mesh: Mesh) -> Run:
     model = create_model(config.model, mesh.size)
     if config.shard_head:
         model = with_sharded_head(model, mesh)
+    rates = layer_rates(config.optimizer.rates, model)
     schedule, plateau = make_schedule(config, len(train_split)), make_plateau(config.optimizer)
     init = functools.partial(
         create_train_state,
         model=model,
-        optimizer=make_optimizer(config.optimizer, schedule, config.accumulation_steps),
+        optimizer=make_optimizer(config.optimizer, schedule, config.accumulation_steps, rates),
         image_shape=(config.data.image_size, config.data.image_size, train_split.channels),
         source_layers=config.init_layers,
         frozen=config.freeze,
@@ -55,30 +54,23 @@ def build(config: Config, mesh: Mesh) -> Run:
     )
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(init, init_key)
-    shardings, replicated = state_shardings(shapes, mesh, config.shard_head), NamedSharding(mesh, P())
-    jit = functools.partial(jax.jit, compiler_options=compiler_options())
-    options = augmentation(config.data)
-    step = functools.partial(
-        train_step,
-        augment=lambda key, batch: augment(key, gathered(batch), options),
-        label_smoothing=config.label_smoothing,
-        loss=config.loss,
-    )
+    shardings = state_shardings(shapes, mesh, config.shard_head)
     test_view = functools.partial(normalize, mean=config.data.mean, std=config.data.std)
-    jit_train_step, jit_train_steps = (
-        jit(function, out_shardings=(shardings, replicated), donate_argnums=0) for function in (step, several(step))
-    )
-    jit_eval_step = jit(
-        functools.partial(eval_step, normalize=test_view, flip=config.flip_eval, loss=config.loss),
-        out_shardings=replicated,
-    )
+    weights = class_weights(config, train_split)
+    steps = jit_steps(config, mesh, shardings, training_view(config), test_view, weights)
     return Run(
         *(config, mesh, train_split, eval_split, model, make_rate(config, len(train_split)), plateau, init, init_key),
-        *(replicate(step_key, mesh), shapes, shardings, jit_train_step, jit_train_steps, jit_eval_step),
+        *(replicate(step_key, mesh), shapes, shardings, steps, weights),
     )
 
 
-def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allow_changes: bool = False) -> int:
+def train_and_evaluate(
+    config: Config,
+    workdir: str,
+    summary: bool = False,
+    allow_changes: bool = False,
+    trackers: Sequence[Tracker] = (),
+) -> int:
     """Train as `config` describes, or resume the run in `workdir`.
 
     Args:
@@ -86,6 +78,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
       workdir: the directory of the run.
       summary: print the table of the network's layers before training.
       allow_changes: resume with a configuration that differs from that of the run so far.
+      trackers: trackers that receive each report, besides `metrics.jsonl` and TensorBoard.
 
     Returns:
       The exit code: 0 for a finished run, 128 plus its number for one that a signal has stopped.
@@ -98,7 +91,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
     run = build(config, make_mesh())
     compare_runs(run.config, run.train_split, run.eval_split)
     with contextlib.ExitStack() as stack:
-        session = open_session(run, workdir, summary, allow_changes, stack)
+        session = open_session(run, workdir, summary, allow_changes, stack, trackers)
         if session is None:
             return 0
         progress = session.progress
@@ -113,6 +106,7 @@ def train_and_evaluate(config: Config, workdir: str, summary: bool = False, allo
             evaluation = None
             if progress.is_due(step, run.eval_every) or last:
                 evaluation = session.evaluate(step)
+                last = last or session.stopping.is_over
             leaving = last or signal is not None
             if progress.is_due(step, run.checkpoint_every) or leaving:
                 session.save(step, evaluation, leaving)

@@ -1,27 +1,28 @@
 """Reports of a run: progress on the terminal, `metrics.jsonl`, TensorBoard events and `curves.png`."""
 
 import contextlib
-import json
 import math
 import os
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from vgg_jax.console import duration, log
 from vgg_jax.data.loader import Loader
 from vgg_jax.errors import UserError, require
 from vgg_jax.training.terminal import RunDisplay
+from vgg_jax.training.trackers import JsonLines, Metrics, TensorBoard, Tracker
+from vgg_jax.training.trackers import read_metrics as read_metrics
 
-Metrics = Mapping[str, float | int]
+LOWEST = 3  # classes of a log line
 
 
 class MetricWriter:
     """The writer of a run's metrics.
 
-    A terminal shows what `terminal.RunDisplay` draws; other outputs get one plain line a report. Every report is also a
-    line of `metrics.jsonl` and a point in TensorBoard.
+    A terminal shows what `terminal.RunDisplay` draws; other outputs get one plain line a report. Every report also goes
+    to the trackers.
     """
 
     def __init__(
@@ -33,8 +34,10 @@ class MetricWriter:
         offset: int = 0,
         flops_per_image: int = 0,
         peak: float = 0.0,
+        trackers: Sequence[Tracker] = (),
+        config: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Open the files; drop lines after `start_step`, because a resumed run repeats these steps.
+        """Start the trackers; those of the run drop what follows `start_step`, which a resumed run repeats.
 
         Args:
           workdir: the directory of the run.
@@ -44,6 +47,8 @@ class MetricWriter:
           offset: the steps of the epochs minus the steps taken; not 0 after a change of the batch size.
           flops_per_image: the operations of a training step for one image; 0 reports no model FLOP/s.
           peak: the operations per second that all devices could do; 0 reports no MFU.
+          trackers: trackers besides those of `metrics.jsonl` and TensorBoard.
+          config: the configuration as a tracker takes it.
 
         Raises:
           UserError: if a file cannot be written.
@@ -51,13 +56,11 @@ class MetricWriter:
         self._path = os.path.join(workdir, "metrics.jsonl")
         self._num_steps, self._steps_per_epoch, self._offset = num_steps, steps_per_epoch, offset
         self._flops_per_image, self._peak = flops_per_image, peak
-        kept = [line for line in read_metrics(self._path) if line["step"] <= start_step] if start_step else []
-        with self._names_failure():
-            with open(self._path + ".partial", "w") as file:
-                file.writelines(json.dumps(line) + "\n" for line in kept)
-            os.replace(self._path + ".partial", self._path)
-            self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - `close` closes it
-        self._events = _summary_writer()(workdir, purge_step=start_step + 1)
+        self.trackers: list[Tracker] = [JsonLines(self._path), TensorBoard(workdir)]
+        self.trackers += trackers
+        for tracker in self.trackers:
+            with self._names_failure(tracker):
+                tracker.start(config, start_step)
         self._display = RunDisplay(start_step + offset, num_steps + offset, steps_per_epoch)
         self._start_step = start_step
         self._clock_start = self._last = (time.perf_counter(), start_step)
@@ -111,31 +114,38 @@ class MetricWriter:
             self._print("eval", step, metrics)
         self._last = (time.perf_counter(), step)
 
+    def class_accuracy(self, step: int, accuracies: Mapping[str, float]) -> None:
+        """Report the accuracy of each class in the evaluation of a step, NaN for a class without images."""
+        self._record("classes", step, {f"accuracy/{name}": value for name, value in accuracies.items()})
+        lowest = sorted((value, name) for name, value in accuracies.items() if not math.isnan(value))[:LOWEST]
+        named = ", ".join(f"{name} {value:.1%}" for value, name in lowest)
+        log(f"classes step {step}/{self._num_steps}  lowest accuracy: {named}")
+
     def close(self) -> None:
         """Close the files and draw `curves.png`."""
         self.release()
         draw_curves(os.path.dirname(self._path))
 
     def release(self) -> None:
-        """Remove the bar and close the files, also after an error; a second call does nothing."""
+        """Remove the bar and close the trackers, also after an error; a second call does nothing."""
         self._display.close()
-        self._events.close()
-        with self._names_failure():
-            self._file.close()
+        for tracker in reversed(self.trackers):
+            with self._names_failure(tracker):
+                tracker.close()
 
     def _record(self, kind: str, step: int, metrics: Metrics) -> None:
         epoch = round((step + self._offset) / self._steps_per_epoch, 4)
-        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
-        with self._names_failure():
-            self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **finite}) + "\n")
-        for name, value in metrics.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+        for tracker in self.trackers:
+            with self._names_failure(tracker):
+                tracker.record(kind, step, epoch, metrics)
 
     @contextlib.contextmanager
-    def _names_failure(self) -> Iterator[None]:
+    def _names_failure(self, tracker: Tracker) -> Iterator[None]:
         try:
             yield
         except OSError as error:
+            if not isinstance(tracker, JsonLines | TensorBoard):
+                raise
             raise UserError(
                 f"cannot write {self._path}: {error.strerror}; free disk space or fix the problem, then rerun the same "
                 "command to resume from the last checkpoint"
@@ -146,21 +156,6 @@ class MetricWriter:
         numbers = "  ".join(f"{name} {format_metric(name, value)}" for name, value in metrics.items())
         eta = f"  ETA {duration(seconds_left)}" if seconds_left is not None else ""
         log(f"{kind:6s}  step {step}/{self._num_steps}  epoch {epoch:.2f}  {numbers}{eta}")
-
-
-def _summary_writer() -> Any:
-    """Return the writer class of tensorboardX, imported without torch.
-
-    tensorboardX imports torch if it is installed, which takes seconds and has no use here.
-    """
-    absent = "torch" not in sys.modules
-    if absent:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # None makes the import of torch fail
-    try:
-        return require("tensorboardX", "train").SummaryWriter
-    finally:
-        if absent:
-            del sys.modules["torch"]
 
 
 class NoMetricWriter:
@@ -185,19 +180,14 @@ class NoMetricWriter:
     def evaluation(self, step: int, metrics: Metrics) -> None:
         """Do nothing."""
 
+    def class_accuracy(self, step: int, accuracies: Mapping[str, float]) -> None:
+        """Do nothing."""
+
     def close(self) -> None:
         """Do nothing."""
 
     def release(self) -> None:
         """Do nothing."""
-
-
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the lines of a `metrics.jsonl`, none if the file is missing; skip a last line cut short by a crash."""
-    if not os.path.exists(path):
-        return []
-    with open(path) as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
 
 
 def draw_curves(workdir: str) -> None:

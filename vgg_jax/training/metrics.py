@@ -19,6 +19,12 @@ def evaluation_error(evaluation: Mapping[str, float | int]) -> float:
     return evaluation["rmse"] if "rmse" in evaluation else 1 - evaluation["accuracy"]
 
 
+def split_off_classes(evaluation: dict[str, Any], names: Sequence[str]) -> dict[str, float]:
+    """Remove the accuracy of each class from an evaluation, and return it by name; empty if there is none."""
+    accuracies = evaluation.pop("class_accuracy", ())
+    return dict(zip(names, accuracies, strict=True)) if len(accuracies) else {}
+
+
 class NotFiniteError(UserError):
     """Too many steps in a row were skipped.
 

@@ -1,6 +1,8 @@
 """SGD with momentum and Adam as in PyTorch, and the schedules of the learning rate."""
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +11,8 @@ import numpy as np
 import optax
 import optax.contrib
 
-from vgg_jax.config import Config, OptimizerConfig
+from vgg_jax.config import Config, OptimizerConfig, rates_of
+from vgg_jax.model import VGG
 
 
 def make_schedule(config: Config, num_examples: int) -> optax.Schedule:
@@ -59,7 +62,10 @@ def make_plateau(config: OptimizerConfig) -> optax.GradientTransformationExtraAr
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule, accumulation_steps: int = 1
+    config: OptimizerConfig,
+    schedule: optax.Schedule,
+    accumulation_steps: int = 1,
+    rates: Mapping[str, float] = MappingProxyType({}),
 ) -> optax.GradientTransformation:
     """Return the equivalent of `torch.optim.SGD` or `Adam`: weight decay is added to the (clipped) gradient.
 
@@ -68,6 +74,7 @@ def make_optimizer(
       schedule: the learning rate as a function of the update.
       accumulation_steps: the micro-batches of an update. The last one updates by the mean of their gradients; the
         updates of the others are zeros.
+      rates: factors of the learning rate by layer, a result of `layer_rates`, like parameter groups of PyTorch.
     """
     if config.name == "adam":
         rule = optax.adam(schedule)
@@ -80,10 +87,40 @@ def make_optimizer(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.add_decayed_weights(config.weight_decay, mask=_are_kernels if config.decayed == "kernels" else None),
         rule,
+        *([scale_by_layer(rates)] if rates else []),
     )
     if accumulation_steps == 1:
         return optimizer
     return optax.MultiSteps(optimizer, accumulation_steps, accumulator_dtype=None).gradient_transformation()
+
+
+def layer_rates(text: str, model: VGG) -> dict[str, float]:
+    """Return the factor of the learning rate of each layer that `config.optimizer.rates` names.
+
+    If two names have a layer in common, the one with fewer layers counts: conv5_1, then stage5, then features.
+
+    Args:
+      text: the value of the field.
+      model: the network.
+
+    Raises:
+      ValueError: if a name is unknown.
+    """
+    groups = [(model.layers_with_parameters((name,)), rate) for name, rate in (rates_of(text) or {}).items()]
+    groups.sort(key=lambda group: -len(group[0]))
+    return {layer: rate for layers, rate in groups for layer in layers}
+
+
+def scale_by_layer(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """Return the transformation that multiplies the updates of the layers in `rates`; others stay unchanged."""
+
+    def update(updates: Any, params: Any) -> Any:
+        return {
+            layer: jax.tree.map(lambda u, rate=rates[layer]: rate * u, tree) if layer in rates else tree
+            for layer, tree in updates.items()
+        }
+
+    return optax.stateless(update)
 
 
 def schedule_count(opt_state: Any) -> int:

@@ -12,9 +12,11 @@ from jax.sharding import Mesh
 
 from vgg_jax.config import Config
 from vgg_jax.data.dataset import Split
-from vgg_jax.data.loader import Loader
+from vgg_jax.data.loader import Loader, whole_batch
 from vgg_jax.model import VGG
+from vgg_jax.training.class_names import output_names
 from vgg_jax.training.inputs import make_loader
+from vgg_jax.training.jitting import Steps
 from vgg_jax.training.rate import Rate
 from vgg_jax.training.state import TrainState
 
@@ -35,19 +37,45 @@ class Run:
     step_key: jax.Array
     shapes: TrainState  # of jax.ShapeDtypeStruct
     shardings: TrainState  # of NamedSharding
-    train_step: Any  # jitted, donates the state: from (state, batch, key) to (state, metrics)
-    train_steps: Any  # the same for several steps in one program, see `blocks.several`
-    eval_step: Any  # jitted: from (state, batch) to sums over the batch
+    steps: Steps
+    class_weights: tuple[float, ...] = ()  # in the training loss; () if all are equal
+    cached_layers: tuple[str, ...] = ()  # the layers with parameters whose output is cached
+
+    @property
+    def train_step(self) -> Any:
+        """Return the jitted step of training."""
+        return self.steps.train_step
+
+    @property
+    def train_steps(self) -> Any:
+        """Return the jitted program of several steps of training."""
+        return self.steps.train_steps
+
+    @property
+    def eval_step(self) -> Any:
+        """Return the jitted step of evaluation."""
+        return self.steps.eval_step
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Return the size of the batches of evaluation."""
+        return whole_batch(self.config.eval_batch_size, len(self.eval_split), self.mesh.size)
 
     @functools.cached_property
     def train_loader(self) -> Loader:
         """Return the loader of the training split; the first access may read the whole split into memory."""
-        return make_loader(self.train_split, self.mesh, self.config.data)
+        return make_loader(self.train_split, self.mesh, self.config.data, training=True)
 
     @functools.cached_property
     def eval_loader(self) -> Loader:
         """Return the loader of the evaluation split; the first access may read the whole split into memory."""
         return make_loader(self.eval_split, self.mesh, self.config.data)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return a name for each output, or its number if the data have no class names."""
+        names = output_names(self.config.data.class_names, self.model.num_classes)
+        return names or tuple(map(str, range(self.model.num_classes or 0)))
 
     @property
     def steps_per_epoch(self) -> int:

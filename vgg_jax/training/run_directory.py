@@ -10,11 +10,12 @@ from typing import Any
 import filelock
 import jax
 
-from vgg_jax.config import DTYPES, Config, dtype_for, type_problems, value_problems
+from vgg_jax.config import DTYPES, Config, dtype_for, type_problems
 from vgg_jax.console import log
 from vgg_jax.errors import UserError
 from vgg_jax.training.agreement import meet
 from vgg_jax.training.class_names import check_same_classes, saved_class_names
+from vgg_jax.training.field_checks import value_problems
 from vgg_jax.training.processes import undone_at_an_abrupt_end
 
 CONFIG = "config.json"
@@ -34,6 +35,11 @@ MAY_CHANGE = {
     "steps_per_dispatch",
     "profile",
     "peak_tflops",
+    "per_class_accuracy",
+    "early_stopping_patience",
+    "early_stopping_min_delta",
+    "cache_features",  # the features are those that the layers would compute
+    "features_dir",
     "data.class_names",  # `check_same_classes` compares them
     "data.data_dir",
     "data.num_threads",

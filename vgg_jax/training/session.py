@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,24 +17,27 @@ from vgg_jax.console import log, note, working
 from vgg_jax.errors import UserError
 from vgg_jax.runtime import return_freed_memory
 from vgg_jax.training.blocks import best_length
+from vgg_jax.training.cached_features import with_cached_features
 from vgg_jax.training.chance import diagnosis
 from vgg_jax.training.checkpoints import Checkpoints, saved_steps
 from vgg_jax.training.class_names import carried
 from vgg_jax.training.comparison import compare_checkpoints, compare_start
 from vgg_jax.training.compilation import Compilation, Programs
+from vgg_jax.training.early_stopping import EarlyStopping
 from vgg_jax.training.initialization import source_variables
 from vgg_jax.training.memory import explains_out_of_memory, run_memory
 from vgg_jax.training.metric_writer import MetricWriter, NoMetricWriter, format_metric
-from vgg_jax.training.metrics import MetricAverages, NotFiniteError, evaluation_error
+from vgg_jax.training.metrics import MetricAverages, NotFiniteError, evaluation_error, split_off_classes
 from vgg_jax.training.processes import StopSignals
 from vgg_jax.training.profile import Profile
 from vgg_jax.training.progress import Progress, restore
 from vgg_jax.training.run import Run
-from vgg_jax.training.run_directory import open_run
+from vgg_jax.training.run_directory import flat_fields, open_run
 from vgg_jax.training.run_weights import best_evaluation
 from vgg_jax.training.speed import peak_flops, training_flops
 from vgg_jax.training.state import TrainState
 from vgg_jax.training.step import checked_tensors, evaluate
+from vgg_jax.training.trackers import Tracker
 from vgg_jax.training.whitening import patch_axes
 
 QUEUE = 3  # results of programs that an accelerator has ahead of their reader
@@ -56,6 +59,7 @@ class Session:
     stop: StopSignals
     profile: Profile
     memory: dict[str, int]  # the result of `run_memory`, for messages; whole after the first report
+    stopping: EarlyStopping
     train_loss: float | None = None  # the mean of the last report
     memory_is_reported: bool = False
 
@@ -105,7 +109,11 @@ class Session:
         batches = self.writer.eval_batches(step, self.run.eval_loader, self.run.config.eval_batch_size)
         evaluation = evaluate(functools.partial(self.programs.eval_step.result(), self.state), batches)
         return_freed_memory()
+        accuracies = split_off_classes(evaluation, self.run.class_names)
         self.writer.evaluation(step, evaluation)
+        if accuracies:
+            self.writer.class_accuracy(step, accuracies)
+        self.stopping.update(step, evaluation)
         if self.run.config.loss == "softmax" and self.progress.is_first_evaluation(step):
             self._diagnose(evaluation)
         if self.run.plateau:
@@ -125,7 +133,7 @@ class Session:
     def save(self, step: int, evaluation: dict[str, float | int] | None, leaving: bool) -> None:
         """Start to save a checkpoint of the state, with its evaluation if there is one."""
         self.report_memory(step)
-        progress = self.averages.state() | carried(self.run.config)
+        progress = self.averages.state() | self.stopping.state() | carried(self.run.config)
         progress["position"] = self.progress.saved(step, self.averages.skipped, self._rate_scale)
         # A state that no finite step has followed may be the cause. Such a state is saved only at the end.
         if leaving or not self.averages.in_a_row:
@@ -141,6 +149,8 @@ class Session:
         self.checkpoints.close()
         self.writer.close()
         if signal is None:
+            if self.stopping.is_over:
+                log(self.stopping.line())
             best = best_evaluation(directory)
             metric = self.run.config.metric
             named = f"best: step {best[0]}, {format_metric(metric, best[1][metric])} (--step best); " if best else ""
@@ -152,7 +162,12 @@ class Session:
 
 
 def open_session(
-    run: Run, workdir: str, summary: bool, allow_changes: bool, stack: contextlib.ExitStack
+    run: Run,
+    workdir: str,
+    summary: bool,
+    allow_changes: bool,
+    stack: contextlib.ExitStack,
+    trackers: Sequence[Tracker] = (),
 ) -> Session | None:
     """Lock the run's directory, start or resume the run and compile its steps; return None for a finished run."""
     config, directory = run.config, os.path.join(workdir, "checkpoints")
@@ -161,34 +176,33 @@ def open_session(
     steps_saved = saved_steps(directory)  # not before the lock: another run might save
     compare_checkpoints(directory, steps_saved)
     source = _read_source(run) if config.init_from and not steps_saved else None
-    _ = run.train_loader, run.eval_loader  # may read all the data; the lock comes first
+    if not config.cache_features:
+        _ = run.train_loader, run.eval_loader  # may read all the data; the lock comes first
     _describe(run, summary)
     stop = stack.enter_context(StopSignals())
     log(f"{len(run.train_split):,} training and {len(run.eval_split):,} evaluation images; {run.num_steps:,} steps")
-
     # Until the checkpoints are checked and restored, a refusal leaves the directory as it was.
     checkpoints, state, progress, changes = Checkpoints(directory), None, Progress(run), ""
     saved: dict[str, Any] = {}
     if checkpoints.latest_step is not None:
         state, progress, saved, changes = restore(run, checkpoints, workdir)
-    start, end = progress.start, progress.last_step
-    compare_start(start)
-    if start >= end:
-        log(f"{workdir} is finished: step {start} of {end}; raise --config.num_epochs to train longer")
+        changes = f"resuming from the checkpoint of step {progress.start} in {workdir}\n{changes}".strip()
+    compare_start(progress.start)
+    stopping = EarlyStopping.of_run(config, saved)
+    if _is_finished(workdir, progress, stopping):
         return None
-    profile = Profile(workdir, config.profiled_steps, start, end)
+    profile = Profile(workdir, config.profiled_steps, progress.start, progress.last_step)
     stack.callback(profile.close)
     write_config()
     checkpoints.open()
+    if config.cache_features:
+        run, state = with_cached_features(run, state or _new_state(run, source))
     length = _block_length(run)
     lengths = progress.lengths(length, profile.bounds)
     compilation, state = _compile(run, lengths, state, source)
-    if start:
-        log(f"resuming from the checkpoint of step {start} in {workdir}")
     if changes:
         log(changes)
-
-    writer = _open_writer(run, workdir, progress)
+    writer = _open_writer(run, workdir, progress, trackers)
     stack.callback(writer.release)  # before a message about the end of the run
     queue = 1 if jax.default_backend() == "cpu" else QUEUE
     averages = MetricAverages(checked_tensors(state), config.max_skipped_steps, saved, config.metric, queue)
@@ -200,13 +214,24 @@ def open_session(
     return_freed_memory()
     needed.update(run_memory(programs.train_steps[max(lengths)], None, state))
     session = Session(
-        *(run, workdir, state, progress, blocks, programs, averages, checkpoints, writer, stop, profile, needed)
+        *(run, workdir, state, progress, blocks, programs, averages, checkpoints, writer, stop, profile, needed),
+        stopping,
     )
     if jax.default_backend() == "cpu":
-        writer.restart_clock(start)
+        writer.restart_clock(progress.start)
     else:
-        session.report_memory(start)
+        session.report_memory(progress.start)
     return session
+
+
+def _is_finished(workdir: str, progress: Progress, stopping: EarlyStopping) -> bool:
+    """Return whether the run has nothing left to do, and log the reason."""
+    start, end = progress.start, progress.last_step
+    if stopping.is_over:
+        log(f"{workdir} is finished: {stopping.line()}; raise --config.early_stopping_patience to train longer")
+    elif start >= end:
+        log(f"{workdir} is finished: step {start} of {end}; raise --config.num_epochs to train longer")
+    return stopping.is_over or start >= end
 
 
 def _compile(
@@ -223,6 +248,12 @@ def _compile(
         return compilation, new_state.result()
 
 
+def _new_state(run: Run, source: Any) -> TrainState:
+    """Return the state at step 0."""
+    with working("initializing the network"):
+        return run.new_state(source, patch_axes(run) if run.config.whitening else None)
+
+
 def _start_reading(
     run: Run, progress: Progress, length: int, bounds: Collection[int], stack: contextlib.ExitStack
 ) -> Iterator[tuple[range, Any]]:
@@ -237,7 +268,9 @@ def _start_reading(
     return zip(blocks, inputs, strict=False)
 
 
-def _open_writer(run: Run, workdir: str, progress: Progress) -> MetricWriter | NoMetricWriter:
+def _open_writer(
+    run: Run, workdir: str, progress: Progress, trackers: Sequence[Tracker]
+) -> MetricWriter | NoMetricWriter:
     """Return the writer of this process's reports."""
     if jax.process_index():
         return NoMetricWriter()
@@ -245,8 +278,9 @@ def _open_writer(run: Run, workdir: str, progress: Progress) -> MetricWriter | N
     size, _, channels = run.image_shape
     return MetricWriter(
         *(workdir, progress.start, progress.last_step, run.steps_per_epoch, progress.offset),
-        training_flops(run.model, size, channels, run.model.layers_with_parameters(config.freeze)),
+        training_flops(run.model, size, channels, run.model.layers_with_parameters(config.freeze), run.cached_layers),
         run.mesh.size * peak_flops(device, config.model.dtype, float(config.peak_tflops)),
+        *(trackers, flat_fields(config)),
     )
 
 

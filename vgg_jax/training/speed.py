@@ -48,7 +48,9 @@ def multiply_adds(model: VGG, size: int, in_channels: int = 3) -> dict[str, int]
     return counts
 
 
-def training_flops(model: VGG, size: int, in_channels: int = 3, frozen: Collection[str] = ()) -> int:
+def training_flops(
+    model: VGG, size: int, in_channels: int = 3, frozen: Collection[str] = (), cached: Collection[str] = ()
+) -> int:
     """Return the operations of a training step for one image, two for each multiply-add.
 
     A layer needs its multiply-adds three times: for the output, for the gradient of its kernel and for the gradient of
@@ -60,8 +62,9 @@ def training_flops(model: VGG, size: int, in_channels: int = 3, frozen: Collecti
       size: the height and width of the image in pixels.
       in_channels: the channels of the image.
       frozen: the names of the frozen layers.
+      cached: the names of the frozen layers whose output is cached.
     """
-    counts = multiply_adds(model, size, in_channels)
+    counts = {name: n for name, n in multiply_adds(model, size, in_channels).items() if name not in cached}
     total, gradients = sum(counts.values()), False
     for layer, count in counts.items():
         total += count * ((layer not in frozen) + gradients)

@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from vgg_jax.training.finite import all_finite, is_finite
-from vgg_jax.training.losses import example_losses, share_right
+from vgg_jax.training.losses import class_sums, example_losses, mean_loss, share_right
 from vgg_jax.training.state import TrainState
 
 Batch = Mapping[str, Any]  # arrays, and `resident`, the arrays that a batch of `Loader.train_inputs` is gathered from
@@ -25,6 +25,7 @@ def train_step(
     augment: Callable[[jax.Array, Any], Batch] = lambda key, batch: batch,
     label_smoothing: float = 0.0,
     loss: str = "softmax",
+    class_weights: Sequence[float] = (),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one step of the optimizer on one batch.
 
@@ -35,9 +36,11 @@ def train_step(
       batch: `image` (N, H, W, C), and `label`: (N,) integers below the number of classes, or (N, K) floats for the K
         outputs; see `losses.example_losses`.
       key: the key of the run. Augmentation and dropout use keys folded from it and the step of the state.
-      augment: from (key, batch) to a batch of normalized float images and of labels, which reach the loss.
+      augment: from (key, batch) to a batch of normalized float images and of labels, which reach the loss. An entry
+        `answer` replaces the labels in the accuracy.
       label_smoothing: the smoothing of the labels, as `losses.example_losses` takes it.
       loss: softmax, sigmoid or squared_error.
+      class_weights: the weight of each class, as `losses.mean_loss` takes them.
 
     Returns:
       The state after the step, and the metrics of the batch before it: the mean `loss` (with the smoothed labels) and,
@@ -47,6 +50,7 @@ def train_step(
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     augmented = augment(augment_key, batch)
     images, labels = jnp.asarray(augmented["image"]), jnp.asarray(augmented["label"])
+    answers = augmented.get("answer", labels)
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         logits, updates = state.apply_fn(
@@ -57,15 +61,15 @@ def train_step(
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
-        losses = example_losses(logits, labels, loss, label_smoothing)
-        return losses.mean(), (logits, updates.get("batch_stats", {}))
+        value = mean_loss(logits, labels, loss, label_smoothing, class_weights)
+        return value, (logits, updates.get("batch_stats", {}))
 
-    mean_loss, pull_back, (logits, batch_stats) = jax.vjp(loss_fn, state.params, has_aux=True)
-    gradients = _head_last(lambda cotangent: pull_back(cotangent)[0], mean_loss, state.head_layers)
-    metrics = {"loss": mean_loss}
+    batch_loss, pull_back, (logits, batch_stats) = jax.vjp(loss_fn, state.params, has_aux=True)
+    gradients = _head_last(lambda cotangent: pull_back(cotangent)[0], batch_loss, state.head_layers)
+    metrics = {"loss": batch_loss}
     if loss != "squared_error":
-        metrics["accuracy"] = share_right(logits, labels, loss).mean()
-    checked = _in_order(images, batch_stats, mean_loss, gradients)
+        metrics["accuracy"] = share_right(logits, answers, loss).mean()
+    checked = _in_order(images, batch_stats, batch_loss, gradients)
     finite = all_finite(list(checked.values()))
     state = state.apply_gradients(grads=gradients, finite=finite.all(), batch_stats=batch_stats)
     return state, {**metrics, "finite": finite}
@@ -122,6 +126,7 @@ def eval_step(
     normalize: Callable[[Any], ArrayLike] = lambda images: images,
     flip: bool = False,
     loss: str = "softmax",
+    per_class: bool = False,
 ) -> dict[str, jax.Array]:
     """Return sums over one batch.
 
@@ -132,10 +137,11 @@ def eval_step(
       normalize: from batch["image"] to normalized float images.
       flip: average the logits of each image and its horizontal flip.
       loss: softmax, sigmoid or squared_error.
+      per_class: return the sums of each class too; not for squared_error.
 
     Returns:
       The sums of the `loss`, of the `correct` answers (except for squared_error) and of the `count` of examples, all
-      scalars.
+      scalars; with `per_class` also `class_correct` and `class_count`, (K,), see `losses.class_sums`.
     """
     images = jnp.asarray(normalize(batch["image"]))
     views = images[:, None] if not flip else jnp.stack([images, images[:, :, ::-1]], 1)
@@ -148,11 +154,15 @@ def eval_step(
     sums = {"loss": (example_losses(logits, labels, loss) * weight).sum(), "count": weight.sum()}
     if loss != "squared_error":
         sums["correct"] = (share_right(logits, labels, loss) * weight).sum()
+    if per_class:
+        sums |= class_sums(logits, labels, weight, loss)
     return sums
 
 
-def evaluate(step: Callable[[Any], dict[str, jax.Array]], batches: Iterable[Batch]) -> dict[str, float | int]:
+def evaluate(step: Callable[[Any], dict[str, jax.Array]], batches: Iterable[Batch]) -> dict[str, Any]:
     """Return the mean `loss`, the `accuracy` (for squared_error the `rmse`) and the `count` of all examples.
+
+    If the step gives the sums of each class, `class_accuracy` holds an accuracy for each; NaN if it has no examples.
 
     Args:
       step: `eval_step` with its state bound: from a batch to the sums over it.
@@ -167,4 +177,8 @@ def evaluate(step: Callable[[Any], dict[str, jax.Array]], batches: Iterable[Batc
     sums += [jax.device_get(unread)] if unread else []
     loss, correct, count = (sum(float(s.get(key, 0)) for s in sums) for key in ("loss", "correct", "count"))
     metric = {"accuracy": correct / count} if "correct" in sums[0] else {"rmse": math.sqrt(loss / count)}
-    return {"loss": loss / count, **metric, "count": int(count)}
+    result: dict[str, Any] = {"loss": loss / count, **metric, "count": int(count)}
+    if "class_count" in sums[0]:
+        right, total = (np.stack([s[key] for s in sums]).sum(0) for key in ("class_correct", "class_count"))
+        result["class_accuracy"] = np.where(total > 0, right / np.maximum(total, 1), math.nan).tolist()
+    return result

@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Any
 
-from vgg_jax.config import Config, ModelConfig, type_problems, value_problems
+from vgg_jax.config import Config, ModelConfig, numbers_of, rates_of, type_problems
 from vgg_jax.data.dataset import Split
 from vgg_jax.data.labels import KINDS
 from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
+from vgg_jax.training.field_checks import value_problems
 
 
 def check_data(config: Config, train_split: Split, eval_split: Split, num_devices: int) -> None:
@@ -35,6 +36,7 @@ def check_data(config: Config, train_split: Split, eval_split: Split, num_device
                 f"config.data.mean and std have {len(config.data.mean)} channels; "
                 f"expected {split.channels}, the channels of {split.name}"
             )
+    problems += _weight_problems(config, train_split)
     if len(train_split) < config.batch_size:
         problems.append(
             f"config.batch_size is {config.batch_size}; expected at most {len(train_split)}, "
@@ -75,6 +77,17 @@ def _label_problems(config: Config, split: Split) -> list[str]:
     return [
         f"config.loss is {loss!r}, and the labels of {split.name} are {KINDS[split.label_kind]}; expected {expected}"
     ]
+
+
+def _weight_problems(config: Config, split: Split) -> list[str]:
+    """Return one line if class weights or balanced sampling do not fit the training split."""
+    outputs, weights = max(config.model.num_classes, split.num_classes), config.class_weights
+    if split.label_shape and (config.data.balanced or weights == "balanced"):
+        field = "data.balanced is True" if config.data.balanced else "class_weights is 'balanced'"
+        return [f"config.{field}, and the labels of {split.name} are {KINDS[split.label_kind]}; expected one class"]
+    if weights not in ("", "balanced") and len(numbers_of(weights) or ()) != outputs:
+        return [f"config.class_weights is {weights!r}; expected {outputs} numbers, one for each class of {split.name}"]
+    return []
 
 
 def create_model(config: ModelConfig, devices: int = 1) -> VGG:
@@ -132,6 +145,7 @@ def _model_problems(config: Config) -> list[str]:
                 problems.append("config.init_layers is (); expected the layers to take from config.init_from")
             if strangers := [layer for layer in frozen if layer not in taken]:
                 problems.append(f"config.freeze has {', '.join(strangers)}; expected layers of config.init_layers")
+        problems += [*_rate_problems(config, model), *_cache_problems(config, model)] if not problems else []
         smallest = model.smallest_image()
         if data.image_size < smallest:
             problems.append(
@@ -141,6 +155,33 @@ def _model_problems(config: Config) -> list[str]:
         elif not problems:
             problems += _batch_norm_problems(config, model)
     return problems
+
+
+def _rate_problems(config: Config, model: VGG) -> list[str]:
+    """Return a line for each name in `config.optimizer.rates` that is no layer or has only frozen layers."""
+    problems, frozen = [], model.layers_with_parameters(config.freeze)
+    for name in rates_of(config.optimizer.rates) or {}:
+        try:
+            layers = model.layers_with_parameters((name,))
+        except ValueError as error:
+            problems.append(f"config.optimizer.rates: {error}")
+        else:
+            if set(layers) <= set(frozen):
+                problems.append(
+                    f"config.optimizer.rates has {name}, which is frozen; remove it here or in config.freeze"
+                )
+    return problems
+
+
+def _cache_problems(config: Config, model: VGG) -> list[str]:
+    """Return a line if no output of a layer can be cached, because the first layer trains."""
+    first = model.layers_with_parameters(("features",))[0]
+    if not config.cache_features or first in model.layers_with_parameters(config.freeze):
+        return []
+    return [
+        f"config.cache_features is True, and the first layer, {first}, trains; expected frozen first layers: set "
+        "config.freeze=('features',), or config.cache_features=False"
+    ]
 
 
 def _batch_norm_problems(config: Config, model: VGG) -> list[str]:

@@ -1,0 +1,262 @@
+"""Transfer to CIFAR-10 with few and with many labels, beside training from scratch for the same time.
+
+  python experiments/transfer_cifar10.py DATA --weights FILE [--parts sizes fine_tuning habits] [--out DIRECTORY]
+
+DATA holds train/CLASS/IMAGE and test/CLASS/IMAGE. FILE holds the paper authors' convolutions of VGG-16 (BGR, mean
+subtracted), see experiments/authors.py. Every run is kept in --runs-dir and resumed if it was stopped.
+
+sizes: configs/transfer_64.py with 10, 100, 1,000 and all images of each class, three draws each, beside
+configs/cifar10_short.py on the same images for as many seconds. The seconds of transfer include its features.
+fine_tuning: stage 5 trains with a tenth of the rate of the head, beside the head alone, on all images.
+habits: configs/cifar10_short.py on a part of the images, each time with another habit of the trainer.
+
+The tables and the picture are drawn from the JSON file, also by --draw alone.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import sys
+from typing import Any
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from experiments.cifar10_runs import commands, data_fields, figures, parser, train, write
+from vgg_jax import AUTHORS, load
+
+NAME = "transfer_cifar10"
+EPOCHS = {10: 100, 100: 40, 1000: 20, 0: 10}  # of the head, by images of each class; 0: all images
+CALIBRATION_EPOCHS = 1
+HABITS = {
+    "none": (),
+    "mixup": ("mixup=0.2",),
+    "cutmix": ("cutmix=1.0",),
+    "random erasing": ("data.erasing=0.25",),
+    "balanced class weights": ("class_weights=balanced",),
+    "balanced sampling": ("data.balanced=True", "data.alternating_flip=False"),
+    "early stopping": ("early_stopping_patience=1", "early_stopping_min_delta=0.01"),
+}
+
+
+def converted(weights: str, directory: str) -> str:
+    """Return the path of the weights with their preprocessing, written once."""
+    path = os.path.join(directory, "authors.safetensors")
+    if not os.path.exists(path):
+        os.makedirs(directory, exist_ok=True)
+        load(weights, features_only=True, preprocessing=AUTHORS).save(path)
+    return path
+
+
+def authors_fields(weights: str, features_dir: str) -> list[str]:
+    """Return the overrides of a run on the authors' features; RGB order, as the run reads its images."""
+    mean, std = AUTHORS.mean[::-1], AUTHORS.std
+    return [f"init_from={weights}", f"data.mean={mean}", f"data.std={std}", f"features_dir={features_dir}"]
+
+
+def feature_seconds(log: str) -> dict[str, float]:
+    """Return the seconds of an image, by split, from the lines of a log that report computed features."""
+    with open(log) as file:
+        text = file.read()
+    found = re.findall(r"computed features of (\S+): ([\d,]+) images in ([\d.]+) s", text)
+    return {split: float(seconds) / int(count.replace(",", "")) for split, count, seconds in found}
+
+
+class Experiment:
+    """The runs of the experiment and their figures."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.options = arguments
+        self.splits = data_fields(arguments.data, arguments.train_split, arguments.eval_split)
+        self.features_dir = os.path.join(arguments.runs_dir, "features")
+        self.weights = converted(arguments.weights, arguments.runs_dir)
+        self.rates: dict[str, float] = {}  # the smallest seconds of an image so far, which hold least compilation
+
+    def run(self, name: str, config: str, overrides: list[str]) -> dict[str, Any]:
+        """Train unless the run is finished; return its last accuracy, its seconds of training and its command."""
+        workdir = os.path.join(self.options.runs_dir, name)
+        every = ["eval_every_epochs=100000", "checkpoint_every_epochs=1"]
+        train(config, workdir, [*self.splits, *every, *overrides])
+        batch = 64 if config.startswith("transfer") else 128
+        batch = next((int(o.split("=")[1]) for o in overrides if o.startswith("batch_size=")), batch)
+        found = figures(workdir, batch)
+        for split, seconds in feature_seconds(workdir + ".log").items():
+            self.rates[split] = min(self.rates.get(split, seconds), seconds)
+        accuracy, shown = found["eval"]["accuracy"][-1], commands(workdir)[-1]["command"]
+        print(f"{name}: {accuracy:.2%}", flush=True)
+        return {
+            "accuracy": accuracy,
+            "training_seconds": sum(found["epoch_seconds"]),
+            "command": shown.replace(os.path.abspath(self.options.data), "DATA").replace(self.options.runs_dir, "RUNS"),
+        }
+
+    def frozen(self, name: str, per_class: int, seed: int, epochs: float, *overrides: str) -> dict[str, Any]:
+        """Return the figures of a head on cached features."""
+        fields = [
+            *authors_fields(self.weights, self.features_dir),
+            *(f"data.images_per_class={per_class}", f"seed={seed}", f"num_epochs={epochs}"),
+            f"batch_size={min(64, self.num_images(per_class))}",
+        ]
+        return self.run(name, "transfer_64.py", [*fields, *overrides])
+
+    def num_images(self, per_class: int) -> int:
+        """Return the training images."""
+        return 10 * (per_class or self.options.all_images)
+
+    def sizes(self) -> list[dict[str, Any]]:
+        """Return the figures of both ways, for each size and each draw."""
+        rows = []
+        calibration = self.scratch("calibration", self.options.sizes[-2], 0, CALIBRATION_EPOCHS)
+        self.frozen("frozen-calibration", self.options.sizes[-2], 0, CALIBRATION_EPOCHS)
+        rate = self.num_images(self.options.sizes[-2]) * CALIBRATION_EPOCHS / calibration["training_seconds"]
+        for per_class in self.options.sizes:
+            for seed in range(self.options.draws):
+                epochs = EPOCHS.get(per_class, 20) * self.options.epochs_factor
+                name = f"{per_class or 'all'}-{seed}"
+                transfer = self.frozen(f"frozen-{name}", per_class, seed, epochs)
+                images = self.num_images(per_class)
+                transfer["feature_seconds"] = images * next(v for k, v in self.rates.items() if "train" in k)
+                seconds = transfer["training_seconds"] + transfer["feature_seconds"]
+                scratch = self.scratch(f"scratch-{name}", per_class, seed, max(1.0, seconds * rate / images))
+                rows.append({"images_per_class": per_class, "seed": seed, "frozen": transfer, "scratch": scratch})
+        return rows
+
+    def scratch(self, name: str, per_class: int, seed: int, epochs: float) -> dict[str, Any]:
+        """Return the figures of training from scratch."""
+        batch = min(128, self.num_images(per_class))
+        fields = [f"data.images_per_class={per_class}", f"seed={seed}", f"num_epochs={epochs:.3f}"]
+        warmup = [f"optimizer.warmup_epochs={epochs / 5:.3f}", f"batch_size={batch}"]
+        return self.run(name, "cifar10_short.py", [*fields, *warmup])
+
+    def fine_tuning(self) -> dict[str, Any]:
+        """Return the figures of a trained stage 5 beside those of the head alone."""
+        epochs, per_class = 3 * self.options.epochs_factor, self.options.sizes[-1]
+        stages = "freeze=('stage1','stage2','stage3','stage4')"
+        return {
+            "head": self.frozen("head", per_class, 0, epochs),
+            "stage 5 at a tenth": self.frozen("stage5", per_class, 0, epochs, stages, "optimizer.rates=stage5=0.1"),
+        }
+
+    def habits(self) -> dict[str, Any]:
+        """Return the figures of a short run with each habit."""
+        size = f"data.images_per_class={self.options.habit_images}"
+        epochs = self.options.habit_epochs
+        fields = [size, f"num_epochs={epochs}", f"optimizer.warmup_epochs={epochs / 5}"]
+        return {
+            name: self.run(f"habit-{name.replace(' ', '_')}", "cifar10_short.py", [*fields, *overrides])
+            for name, overrides in HABITS.items()
+        }
+
+
+def spread(values: list[float]) -> str:
+    """Return the mean of accuracies, and the smallest and largest of them."""
+    return f"{100 * statistics.mean(values):.2f} ({100 * min(values):.2f} to {100 * max(values):.2f})"
+
+
+def size_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the table of the sizes."""
+    lines = [
+        *("", "## Few and many labels", "", "Test accuracy in %: mean (smallest to largest draw)."),
+        "The margin is the smallest one of the draws. Seconds are means of a draw, with the features.",
+        *("", "| images of each class | frozen features, new head | from scratch, same time | margin | seconds |"),
+        "|---|---|---|---|---|",
+    ]
+    for size in dict.fromkeys(row["images_per_class"] for row in rows):
+        some = [row for row in rows if row["images_per_class"] == size]
+        frozen, scratch = ([row[kind]["accuracy"] for row in some] for kind in ("frozen", "scratch"))
+        margin = 100 * min(a - b for a, b in zip(frozen, scratch, strict=True))
+        cost = statistics.mean(row["frozen"]["training_seconds"] + row["frozen"]["feature_seconds"] for row in some)
+        lines.append(f"| {size or 'all'} | {spread(frozen)} | {spread(scratch)} | {margin:+.2f} | {cost:.0f} |")
+    first = rows[0]
+    return [
+        *lines,
+        "",
+        "Commands of the first row:",
+        "",
+        *(f"- `{first[kind]['command']}`" for kind in ("frozen", "scratch")),
+    ]
+
+
+def run_lines(title: str, runs: dict[str, Any]) -> list[str]:
+    """Return a table of single runs."""
+    lines = ["", f"## {title}", "", "| run | test accuracy, % | seconds of training | command |", "|---|---|---|---|"]
+    for name, run in runs.items():
+        cells = (name, f"{100 * run['accuracy']:.2f}", f"{run['training_seconds']:.0f}", f"`{run['command']}`")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def report(directory: str, result: dict[str, Any]) -> None:
+    """Write the tables, and draw the picture of the sizes."""
+    lines = ["# Transfer to CIFAR-10"]
+    lines += size_lines(result["sizes"]) if result.get("sizes") else []
+    if result.get("fine_tuning"):
+        lines += run_lines("The last stage at a tenth of the rate", result["fine_tuning"])
+    if result.get("habits"):
+        lines += run_lines("What each habit changes in a short run", result["habits"])
+    write(directory, NAME, result, lines)
+    if result.get("sizes"):
+        draw(os.path.join(directory, NAME + ".png"), result["sizes"], result["all_images"])
+
+
+def draw(path: str, rows: list[dict[str, Any]], all_images: int) -> None:
+    """Draw the accuracies over the images of each class."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    sizes = list(dict.fromkeys(row["images_per_class"] for row in rows))
+    places = [size or all_images for size in sizes]
+    for kind, label in (("frozen", "frozen ImageNet features, new head"), ("scratch", "from scratch, same time")):
+        values = [[100 * r[kind]["accuracy"] for r in rows if r["images_per_class"] == size] for size in sizes]
+        means = [statistics.mean(v) for v in values]
+        errors = [
+            [m - min(v) for m, v in zip(means, values, strict=True)],
+            [max(v) - m for m, v in zip(means, values, strict=True)],
+        ]
+        axes.errorbar(places, means, errors, fmt="o-", capsize=3, label=label)
+    axes.set_xscale("log")
+    axes.set_xticks(places, [str(place) for place in places])
+    axes.minorticks_off()
+    axes.set(
+        xlabel="images of each class", ylabel="test accuracy, %", title="CIFAR-10, JPEG copy: transfer and scratch"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Train the missing runs, and write the tables and the picture."""
+    options = parser(__doc__ or "", NAME)
+    options.add_argument("--weights", help="the authors' convolutions")
+    options.add_argument("--parts", nargs="*", default=["sizes", "fine_tuning", "habits"])
+    options.add_argument(
+        "--sizes", nargs="*", type=int, default=[10, 100, 1000, 0], help="images of each class; 0: all"
+    )
+    options.add_argument("--draws", type=int, default=3)
+    options.add_argument("--all-images", type=int, default=5000, help="images of each class in all")
+    options.add_argument("--epochs-factor", type=float, default=1.0, help="factor of the epochs of the heads")
+    options.add_argument("--habit-images", type=int, default=1000, help="images of each class for the habits")
+    options.add_argument("--habit-epochs", type=float, default=8.0)
+    options.add_argument("--train-split", default="train")
+    options.add_argument("--eval-split", default="test")
+    options.add_argument("--draw", action="store_true", help="only read the JSON file and draw again")
+    arguments = options.parse_args()
+    path = os.path.join(arguments.out, NAME + ".json")
+    result: dict[str, Any] = {}
+    if os.path.exists(path):
+        with open(path) as file:
+            result = {key: value for key, value in json.load(file).items() if key not in ("machine", "versions")}
+    if not arguments.draw:
+        experiment = Experiment(arguments)
+        result["all_images"] = arguments.all_images
+        for part in arguments.parts:
+            result[part] = getattr(experiment, part)()
+            report(arguments.out, result)
+    report(arguments.out, result)
+
+
+if __name__ == "__main__":
+    main()
