@@ -169,13 +169,7 @@ class Network:
     def embeddings(self, source: Path | Sequence[Path], layers: str | Sequence[str], **options: Any) -> Embeddings:
         """Return the features of many images, with their names and labels, as `vgg-jax extract` computes them.
 
-        Args:
-          source: an image, a folder, several of these, or a data set.
-          layers: names from `net.model.layer_names`.
-          **options: as for `evaluation.extraction.embeddings`: pool, scales, combine, flip, normalize, split, ...
-
-        Raises:
-          UserError: if the images or the options cannot be used.
+        Args, Raises: as for `evaluation.extraction.embeddings`, with `layers` from `net.model.layer_names`.
         """
         names = (layers,) if isinstance(layers, str) else tuple(layers)
         return embeddings(self.model, self.variables, self.checked_preprocessing(), source, names, **options)

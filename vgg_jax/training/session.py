@@ -214,8 +214,21 @@ def open_session(
     return_freed_memory()
     needed.update(run_memory(programs.train_steps[max(lengths)], None, state))
     session = Session(
-        *(run, workdir, state, progress, blocks, programs, averages, checkpoints, writer, stop, profile, needed),
-        stopping,
+        *(
+            run,
+            workdir,
+            state,
+            progress,
+            blocks,
+            programs,
+            averages,
+            checkpoints,
+            writer,
+            stop,
+            profile,
+            needed,
+            stopping,
+        )
     )
     if jax.default_backend() == "cpu":
         writer.restart_clock(progress.start)
