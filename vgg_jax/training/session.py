@@ -90,14 +90,25 @@ class Session:
         self.writer.train(step, self.run.config.step_size, means | ({"skipped": skipped} if skipped else {}))
         self.report_memory(step)
 
+    def start_clock(self) -> None:
+        """Measure from now on; on an accelerator, report the memory first, because nothing is compiled any more."""
+        if jax.default_backend() == "cpu":
+            self.memory.update(run_memory(self._longest_program, None, self.state))
+            self.writer.restart_clock(self.progress.start)
+        else:
+            self.report_memory(self.progress.start)
+
+    @property
+    def _longest_program(self) -> jax.stages.Compiled:
+        return self.programs.train_steps[max(self.programs.train_steps)]
+
     def report_memory(self, step: int) -> None:
         """Report the memory of the run once. It needs the evaluation step, which may still be compiling."""
         if self.memory_is_reported:
             return
         self.memory_is_reported = True
         return_freed_memory()
-        longest = self.programs.train_steps[max(self.programs.train_steps)]
-        if memory := run_memory(longest, self.programs.eval_step.result(), self.state):
+        if memory := run_memory(self._longest_program, self.programs.eval_step.result(), self.state):
             self.memory.update(memory)
             self.writer.memory(memory)
         self.writer.restart_clock(step)
@@ -212,28 +223,11 @@ def open_session(
         programs = compilation.result()
     stop.await_them()
     return_freed_memory()
-    needed.update(run_memory(programs.train_steps[max(lengths)], None, state))
     session = Session(
-        *(
-            run,
-            workdir,
-            state,
-            progress,
-            blocks,
-            programs,
-            averages,
-            checkpoints,
-            writer,
-            stop,
-            profile,
-            needed,
-            stopping,
-        )
+        *(run, workdir, state, progress, blocks, programs, averages, checkpoints, writer, stop, profile, needed),
+        stopping,
     )
-    if jax.default_backend() == "cpu":
-        writer.restart_clock(progress.start)
-    else:
-        session.report_memory(progress.start)
+    session.start_clock()
     return session
 
 
