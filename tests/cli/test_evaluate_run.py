@@ -94,7 +94,7 @@ def test_all_protocols_work_on_shipped_configurations(path, tmp_path, capsys):
     write_run(tmp_path / "run", config)
     code, printed = run(("--workdir", tmp_path / "run", "--protocol", "all"), capsys)
     assert (code, printed.err) == (0, "")
-    smallest = {32: (32, 36, 40), 224: (224, 252, 280), 256: (224, 256, 288)}[size]
+    smallest = {32: (32, 36, 40), 64: (64, 72, 80), 224: (224, 252, 280), 256: (224, 256, 288)}[size]
     for protocol in PROTOCOLS:
         result = saved(tmp_path / "run", protocol)
         np.testing.assert_allclose(result.posteriors.sum(1), 1, rtol=1e-5)

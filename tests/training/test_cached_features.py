@@ -218,7 +218,9 @@ def test_what_cannot_be_cached_is_refused(fields, data, line, tmp_path):
         check_config(config)
 
 
-@pytest.mark.parametrize("after", ["relu1_1", "pool3", "pool5"])
+@pytest.mark.parametrize(
+    "after", [pytest.param("relu1_1", marks=pytest.mark.slow), "pool3", pytest.param("pool5", marks=pytest.mark.slow)]
+)
 def test_layers_after_a_given_one_complete_the_network(after, narrow):
     model, images = VGG(11, True, num_classes=4, hidden=(8,)), jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     variables = model.init(jax.random.key(1), images)

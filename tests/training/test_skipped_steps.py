@@ -143,12 +143,12 @@ import sys
 import jax.numpy as jnp
 import vgg_jax.model
 from vgg_jax.cli import train
-from vgg_jax.training import loop
+from vgg_jax.training import jitting
 from tests.narrow import NARROW_TABLE
 
 vgg_jax.model.TABLE_1 = NARROW_TABLE
 first, last = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-step = loop.train_step
+step = jitting.train_step
 
 def with_nan_pixels(state, batch, key, augment, **arguments):
     bad = (state.step + 1 >= first) & (state.step + 1 <= last)
@@ -159,7 +159,7 @@ def with_nan_pixels(state, batch, key, augment, **arguments):
 
     return step(state, batch, key, view, **arguments)
 
-loop.train_step = with_nan_pixels
+jitting.train_step = with_nan_pixels
 sys.exit(train.main())
 """
 FIELDS = (

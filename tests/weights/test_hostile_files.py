@@ -37,7 +37,7 @@ def test_wrong_files_are_named_and_refused(tmp_path):
     with raises_user_error("empty is not the directory of a run"):
         load(tmp_path / "empty")
     model = VGG(**SMALL)
-    with raises_user_error("expected .pth, .pt or .safetensors"):
+    with raises_user_error("expected .pth, .pt, .safetensors or .weights.h5"):
         save_file(tmp_path / "w.npz", Loaded(model, variables_of(model)))
     with raises_user_error("missing, the folder of w.pth, does not exist"):
         save_file(tmp_path / "missing" / "w.pth", Loaded(model, variables_of(model)))
