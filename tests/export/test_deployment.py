@@ -28,7 +28,8 @@ def full():
 
 @pytest.mark.slow
 def test_openvino_computes_the_same_logits(full, tmp_path):
-    openvino = pytest.importorskip("openvino")
+    import openvino  # of the extra `engines`
+
     network, images, expected = full
     write_onnx(tmp_path / "net.onnx", network)
     core = openvino.Core()
@@ -61,8 +62,8 @@ with net.create_extractor() as extractor:
 
 @pytest.mark.slow
 def test_ncnn_computes_the_same_logits(full, tmp_path):
-    pytest.importorskip("ncnn")
-    pnnx = pytest.importorskip("pnnx")
+    import pnnx  # of the extra `engines`, with ncnn
+
     network, images, expected = full
     write_onnx(tmp_path / "net.onnx", network, OnnxOptions(batch=1))
     np.save(tmp_path / "image.npy", np.ascontiguousarray(images[0].transpose(2, 0, 1)))
