@@ -107,9 +107,9 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
     VGG-16-BN at 32x32, batch 64 (2 cores of an EPYC).
 
     On a CPU, JAX then runs a program in the thread that calls it, as NumPy and PyTorch do: the option
-    jax_cpu_enable_async_dispatch is off. With it, the temporary arrays of a program are allocated while those of the
-    program before still exist, and more so from step to step: training VGG-16 at 224x224, batch 8, held 7.3 GiB instead
-    of 3.9 GiB. It would also allocate them in threads, whose arenas return large arrays as before.
+    jax_cpu_enable_async_dispatch is off. Asynchronous dispatch allocates the temporary arrays of a program while those
+    of the program before still exist: training VGG-16 at 224x224, batch 8, held 7.3 GiB instead of 3.9 GiB. It also
+    allocates them in threads, whose arenas return large arrays to the system.
 
     Memory does not pile up over programs: when JAX has compiled a program or loaded it from the cache, freed memory
     above MOST_FREE is returned. In between, the process holds what its programs have needed so far.

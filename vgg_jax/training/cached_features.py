@@ -107,7 +107,7 @@ def with_cached_features(run: Run, state: TrainState) -> tuple[Run, TrainState]:
 
 
 def _variables_up_to(model: VGG, layer: str, state: TrainState) -> dict[str, Any]:
-    """Return the variables of the layers up to `layer`, all of which are frozen."""
+    """Return the variables of the layers up to `layer`; all these layers are frozen."""
     names = model.layer_names[: model.layer_names.index(layer) + 1]
     collections = {"params": state.frozen_params, "batch_stats": state.batch_stats}
     return {kind: {name: tree[name] for name in names if name in tree} for kind, tree in collections.items()}
