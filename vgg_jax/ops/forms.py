@@ -20,7 +20,8 @@ class Choice(NamedTuple):
 # The choices for CPUs and GPUs are measured. Those for TPUs follow from how their compiler lowers each form.
 CHOICES = {
     "batch_norm": Choice(cpu="two_passes", gpu="maps", tpu="maps"),
-    "max_pool": Choice(cpu="slices", gpu="reshape", tpu="window"),
+    "max_pool": Choice(cpu="slices", gpu="index", tpu="window"),
+    "few_channels": Choice(cpu="as_it_is", gpu="filled_up", tpu="as_it_is"),
     "random_crop": Choice(cpu="slices", gpu="slices", tpu="products"),
     "finite": Choice(cpu="product", gpu="stacked", tpu="stacked"),
 }
