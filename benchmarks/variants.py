@@ -36,6 +36,7 @@ from vgg_jax.data.augmentation import Augmentation, augment, crop_forms
 from vgg_jax.model import TABLE_1
 from vgg_jax.ops import normalization
 from vgg_jax.ops.batch_statistics import FORMS, normalize_by_batch
+from vgg_jax.ops.bilinear import FEW_CHANNELS
 from vgg_jax.ops.forms import CHOICES, Choice
 from vgg_jax.ops.pooling import MAX_POOLS
 from vgg_jax.training.finite import FINITE
@@ -48,6 +49,7 @@ PARTS = ("crop", "pool", "norm", "finite", "step")
 STEP_FORMS: dict[str, dict[str, Any]] = {
     "random_crop": crop_forms(PAD),
     "max_pool": MAX_POOLS,
+    "few_channels": FEW_CHANNELS,
     "batch_norm": FORMS,
     "finite": FINITE,
 }

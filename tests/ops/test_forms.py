@@ -9,6 +9,7 @@ from torch.nn.functional import max_pool2d
 from tests.ops.reference import normal, output_and_gradient, torch_output_and_gradient
 from vgg_jax.data.augmentation import crop_forms
 from vgg_jax.ops.bias import add_bias
+from vgg_jax.ops.bilinear import FEW_CHANNELS
 from vgg_jax.ops.pooling import MAX_POOLS
 from vgg_jax.training.finite import FINITE
 
@@ -45,3 +46,32 @@ def test_bias_gradient_in_bfloat16_is_summed_in_float32():
     y, bias = jnp.zeros((1000, 3), jnp.bfloat16), jnp.zeros(3)
     gradient = jax.grad(lambda bias: add_bias(y, bias).astype(jnp.float32).sum())(bias)
     np.testing.assert_array_equal(gradient, np.full(3, 1000, np.float32))
+
+
+@pytest.mark.parametrize("form", MAX_POOLS)
+def test_every_max_pool_has_the_same_forward_derivative(form, x64):
+    x = np.random.default_rng(0).integers(-1, 2, (3, 5, 6, 8)).astype(np.float64)
+    direction, weights = normal(*x.shape, seed=2), normal(3, 2, 3, 8, seed=1)
+    _, tangent = jax.jvp(MAX_POOLS[form], (jnp.asarray(x),), (jnp.asarray(direction),))
+    _, gradient = torch_output_and_gradient(lambda x: max_pool2d(x, 2), x, weights)
+    np.testing.assert_allclose((tangent * weights).sum(), (gradient * direction).sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("position", range(4))
+@pytest.mark.parametrize("form", MAX_POOLS)
+def test_every_max_pool_keeps_nan(form, position):
+    x = np.arange(4.0).reshape(1, 2, 2, 1)
+    x[0, position // 2, position % 2] = np.nan
+    assert np.isnan(MAX_POOLS[form](jnp.asarray(x))).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_convolutions_of_few_channels_agree(channels, x64):
+    x, kernel, dy = normal(2, 5, 6, channels), normal(3, 3, channels, 7, seed=1), normal(2, 5, 6, 7, seed=2)
+
+    def results(form):
+        y, pull_back = jax.vjp(lambda x, kernel: FEW_CHANNELS[form](x, kernel, None), x, kernel)
+        return (y, *pull_back(jnp.asarray(dy)))
+
+    for ours, expected in zip(results("filled_up"), results("as_it_is"), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-13)  # rounding of sums of at most 63 terms
