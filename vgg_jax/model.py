@@ -303,7 +303,8 @@ class VGG(nn.Module):
                 groups = {"groups": self.batch_norm_groups} if self.batch_norm_groups > 1 else {}
                 return self.layers.norm(**groups, **options)(x, use_running_average=not train)
             case "relu":
-                return self.layers.relu(x)
+                after_norm = self.batch_norm and layer.name not in ("relu6", "relu7")
+                return self.layers.relu(x, after_norm)
             case "lrn":
                 return local_response_norm(x)
             case "pool":

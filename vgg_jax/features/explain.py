@@ -9,6 +9,7 @@ the positions of its map; the labels are then channels.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -223,16 +224,16 @@ def last_map(model: VGG) -> str:
     return found[-1]
 
 
-@jax.custom_vjp
-def _guided_relu(x: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _guided_relu(x: jax.Array, after_norm: bool) -> jax.Array:
     return jax.nn.relu(x)
 
 
-def _guided_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _guided_relu(x), x > 0
+def _guided_forward(x: jax.Array, after_norm: bool) -> tuple[jax.Array, jax.Array]:
+    return _guided_relu(x, after_norm), x > 0
 
 
-def _guided_backward(passed: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+def _guided_backward(after_norm: bool, passed: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     return (jnp.where(passed & (gradient > 0), gradient, 0),)
 
 
