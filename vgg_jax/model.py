@@ -22,6 +22,7 @@ from vgg_jax.ops.layers import FAST as FAST
 from vgg_jax.ops.layers import PLAIN as PLAIN
 from vgg_jax.ops.layers import Layers as Layers
 from vgg_jax.ops.normalization import local_response_norm
+from vgg_jax.ops.parts import in_parts, number_of_parts
 from vgg_jax.ops.pooling import adaptive_pool, average_pool_2x2, enlarge, square_windows
 from vgg_jax.ops.precision import PRECISIONS, of_network
 from vgg_jax.ops.sizes import surely
@@ -44,9 +45,7 @@ TABLE_1 = {
 # fmt: on
 HEAD_LAYERS = ("fc6", "fc7", "fc8")  # names that layers of a head with parameters can have
 COLUMNS = {11: "A", 13: "B", 16: "D", 19: "E"}  # by depth: the number of convolutions and dense layers
-
 WITH_PARAMETERS = ("conv", "bn", "dense")  # kinds of layers
-
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 dense_init = nn.initializers.normal(0.01)
 
@@ -276,12 +275,24 @@ class VGG(nn.Module):
             return x
 
         x = jnp.asarray(images, self.dtype)
+        x, done = self._first_stages(x, set() if train or after else computed, average_pool)
+        computed -= done
         for stage in self.stages:
             run_stage = functools.partial(run, layers=stage)
             x = (nn.remat(run_stage) if self.remat else run_stage)(self, x)
         if (last_layer or self.final_layer) is None or last_layer in [layer.name for layer in self.head]:
             x = run(self, self._head_input(x), self.head)
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))
+
+    def _first_stages(self, x: jax.Array, computed: set[str], average_pool: bool) -> tuple[jax.Array, set[str]]:
+        """Return the output of the first two stages, computed in parts, and their layers; x if nothing is gained."""
+        layers = [layer.name for stage in self.stages[:2] for layer in stage]
+        parts = number_of_parts(x, self.stages[0][0].features)
+        records = self.is_initializing() or self.is_mutable_collection("intermediates")
+        if parts == 1 or records or "perturbations" in self.variables or not computed > set(layers):
+            return x, set()
+        first: Any = functools.partial(self.clone(parent=None).apply, last_layer=layers[-1], average_pool=average_pool)
+        return in_parts(first, self.variables, x, parts).astype(self.dtype), set(layers)
 
     def _head_input(self, x: jax.Array) -> jax.Array:
         """Return the flattened pool of the last map (N, D), or with `conv_head` its windows (N, H, W, D)."""
@@ -303,8 +314,7 @@ class VGG(nn.Module):
                 groups = {"groups": self.batch_norm_groups} if self.batch_norm_groups > 1 else {}
                 return self.layers.norm(**groups, **options)(x, use_running_average=not train)
             case "relu":
-                after_norm = self.batch_norm and layer.name not in ("relu6", "relu7")
-                return self.layers.relu(x, after_norm)
+                return self.layers.relu(x, self.batch_norm)
             case "lrn":
                 return local_response_norm(x)
             case "pool":

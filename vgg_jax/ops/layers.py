@@ -28,7 +28,7 @@ class Layers:
         `batch_norm_groups` is more than 1.
       pool: called as pool(x), the 2x2 max pool of stride 2.
       dense: called as dense(features, kernel_init=..., dtype=..., param_dtype=..., precision=..., name=...)(x).
-      relu: called as relu(x, after_norm); after_norm is True if x is the output of a norm.
+      relu: called as relu(x, after_norm); after_norm is True in networks with batch norm.
     """
 
     conv: Callable[..., Callable[..., jax.Array]]
