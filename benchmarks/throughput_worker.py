@@ -37,6 +37,10 @@ ARMS = {
     "network": "throughput_programs.ThroughNetwork",
     "plain": "throughput_jax.Plain",
     "keras": "throughput_keras.Keras",
+    "onnxruntime": "throughput_engines.OnnxRuntime",
+    "openvino": "throughput_engines.OpenVino",
+    "ncnn": "throughput_engines.Ncnn",
+    "mnn": "throughput_engines.Mnn",
 }
 
 PROGRAMS = ("program", "network")  # they get only the settings that an import of vgg_jax applies
