@@ -3,10 +3,13 @@
     ```{config-fields} optimizer        the fields of one group of the configuration
     ```{command} predict                the options of one subcommand
     ```{subcommands}                    the list of all subcommands
+    ```{class-fields} vgg_jax.VGG       the fields of a class and their comments
 """
 
 import argparse
+import ast
 import importlib
+import inspect
 import unittest.mock
 from typing import Any
 
@@ -16,7 +19,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 
 from vgg_jax.__main__ import SUBCOMMANDS
-from vgg_jax.cli.fields import GROUPS, described_fields
+from vgg_jax.cli.fields import GROUPS, comment, described_fields
 
 
 class Found(BaseException):
@@ -94,6 +97,26 @@ def field_lines(title: str) -> list[str]:
     return lines
 
 
+def class_field_lines(name: str) -> list[str]:
+    """Return a table of the fields of a class, with the comments of its source, as Markdown.
+
+    Args:
+      name: the full name of the class, such as vgg_jax.VGG.
+    """
+    module, _, class_name = name.rpartition(".")
+    source = inspect.getsource(getattr(importlib.import_module(module), class_name))
+    lines = ["| field | type | default | meaning |", "|---|---|---|---|"]
+    (definition,) = ast.parse(source).body
+    assert isinstance(definition, ast.ClassDef)
+    for statement in definition.body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            text = comment(source.splitlines(), statement.lineno, statement.end_lineno or statement.lineno)
+            default = f"`{ast.unparse(statement.value)}`" if statement.value else ""
+            cells = (f"`{statement.target.id}`", f"`{ast.unparse(statement.annotation)}`", default, text)
+            lines.append("| " + " | ".join(escaped(cell) for cell in cells) + " |")
+    return lines
+
+
 def subcommand_lines() -> list[str]:
     """Return a table of all subcommands, with links to their headings, as Markdown."""
     rows = [f"| [`vgg-jax {name}`](#{name}) | {purpose} |" for name, (_, purpose) in SUBCOMMANDS.items()]
@@ -141,6 +164,14 @@ class ConfigFields(Generated):
         return field_lines(self.arguments[0])
 
 
+class ClassFields(Generated):
+    """Insert the fields of a class."""
+
+    def lines(self) -> list[str]:
+        """Return the table of the fields of the class that the argument names."""
+        return class_field_lines(self.arguments[0])
+
+
 class Command(Generated):
     """Insert the options of one subcommand."""
 
@@ -160,5 +191,6 @@ class Subcommands(Generated):
 def register(app: Sphinx) -> None:
     """Add the directives to Sphinx."""
     app.add_directive("config-fields", ConfigFields)
+    app.add_directive("class-fields", ClassFields)
     app.add_directive("command", Command)
     app.add_directive("subcommands", Subcommands)
