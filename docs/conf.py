@@ -62,7 +62,10 @@ html_css_files = ["site.css"]
 html_extra_path = ["static/index.html"]
 html_copy_source = False
 html_show_sourcelink = False
+html_sidebars = {"**": ["navbar-logo.html", "search-button-field.html", "sbt-sidebar-nav.html"]}
 html_theme_options = {
+    "navbar_persistent": [],
+    "logo": {"text": f"vgg_jax {release}"},
     "show_toc_level": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,
