@@ -1,9 +1,9 @@
 """Sphinx directives that write the reference of the configuration and of the commands from the code.
 
-    ```{config-fields} optimizer        the fields of one group of the configuration
-    ```{command} predict                the options of one subcommand
-    ```{subcommands}                    the list of all subcommands
-    ```{class-fields} vgg_jax.VGG       the fields of a class and their comments
+```{config-fields} optimizer        the fields of one group of the configuration
+```{command} predict                the options of one subcommand
+```{subcommands}                    the list of all subcommands
+```{class-fields} vgg_jax.VGG       the fields of a class and their comments
 """
 
 import argparse
