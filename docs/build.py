@@ -2,8 +2,8 @@
 
     python docs/build.py [--execute] [OUTPUT]
 
-Needs pip install 'vgg_jax[docs]'. OUTPUT is build/site by default; open OUTPUT/index.html. With --execute, the notebooks
-of docs/notebooks run, each in a process of its own; without it, the site has their code without results.
+Needs pip install 'vgg_jax[docs]'. OUTPUT is build/site by default; open OUTPUT/index.html. With --execute, the
+notebooks of docs/notebooks run, each in a process of its own; without it, the site has their code without results.
 """
 
 import argparse

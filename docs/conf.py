@@ -1,7 +1,7 @@
 """Configure Sphinx for the documentation site: see docs/build.py.
 
-The source directory is the root of the repository, so that links between docs/, benchmarks/ and experiments/ work on the
-site as they work on GitHub.
+The source directory is the root of the repository, so that links between docs/, benchmarks/ and experiments/ work on
+the site as they work on GitHub.
 """
 
 import os

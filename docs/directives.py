@@ -8,6 +8,7 @@
 
 import argparse
 import ast
+import contextlib
 import importlib
 import inspect
 import unittest.mock
@@ -39,11 +40,8 @@ def parser_of(subcommand: str) -> argparse.ArgumentParser:
         found.append(parser)
         raise Found
 
-    with unittest.mock.patch.object(argparse.ArgumentParser, "parse_args", keep):
-        try:
-            module.main([])
-        except Found:
-            pass
+    with unittest.mock.patch.object(argparse.ArgumentParser, "parse_args", keep), contextlib.suppress(Found):
+        module.main([])
     return found[0]
 
 

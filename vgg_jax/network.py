@@ -169,7 +169,7 @@ class Network:
     def embeddings(self, source: Path | Sequence[Path], layers: str | Sequence[str], **options: Any) -> Embeddings:
         """Return the features of many images, with their names and labels, as `vgg-jax extract` computes them.
 
-        `source`, the options and the errors are those of `evaluation.extraction.embeddings`; see `net.model.layer_names`.
+        `source`, `layers`, the options and the errors are those of `evaluation.extraction.embeddings`.
         """
         names = (layers,) if isinstance(layers, str) else tuple(layers)
         return embeddings(self.model, self.variables, self.checked_preprocessing(), source, names, **options)

@@ -53,7 +53,7 @@ def function_of(found):
     return found if inspect.isfunction(found) else None
 
 
-SHORT = ("configuration.md", "export.md", "index.md", "model.md", "weights.md")
+SHORT = ("configuration.md", "index.md", "weights.md")
 
 
 @pytest.mark.parametrize(
