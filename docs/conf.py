@@ -8,6 +8,8 @@ import os
 import pathlib
 import sys
 
+from sphinx.application import Sphinx
+
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -76,6 +78,6 @@ html_theme_options = {
 copybutton_exclude = ".linenos, .gp, .go"
 
 
-def setup(app: directives.Sphinx) -> None:
+def setup(app: Sphinx) -> None:
     """Register the directives of the references."""
     directives.register(app)

@@ -15,9 +15,9 @@ import unittest.mock
 from typing import Any
 
 from docutils import nodes
-from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
 
 from vgg_jax.__main__ import SUBCOMMANDS
 from vgg_jax.cli.fields import GROUPS, comment, described_fields
@@ -138,7 +138,7 @@ def escaped(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-class Generated(Directive):
+class Generated(SphinxDirective):
     """Insert Markdown that a function returns."""
 
     optional_arguments = 1

@@ -16,7 +16,7 @@ from vgg_jax import VGG
 from vgg_jax.model import TABLE_1
 
 FOLDER = pathlib.Path(__file__).parent / "pictures"
-LOOK = {
+LOOK: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.spines.top": False,
