@@ -78,6 +78,17 @@ html_theme_options = {
 copybutton_exclude = ".linenos, .gp, .go"
 
 
+def shorten(*event: object) -> tuple[str, str] | None:
+    """Return a signature and its result without the module of JAX's arrays.
+
+    Args:
+      *event: the arguments of the event autodoc-process-signature; the last two are the signature and the result.
+    """
+    signature, result = (str(part or "").replace("jaxlib._jax.Array", "Array") for part in event[-2:])
+    return (signature, result) if signature else None
+
+
 def setup(app: Sphinx) -> None:
     """Register the directives of the references."""
     directives.register(app)
+    app.connect("autodoc-process-signature", shorten)
