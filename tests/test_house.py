@@ -19,7 +19,7 @@ CODE = [
 ]
 PROSE = [
     *sorted(ROOT.glob("*.md")),
-    *(path for folder in ("docs", "benchmarks", "experiments") for path in sorted((ROOT / folder).glob("*.md"))),
+    *(path for folder in ("docs", "benchmarks", "experiments") for path in sorted((ROOT / folder).rglob("*.md"))),
 ]
 LONGEST_MODULE = 350
 LONGEST_FUNCTION = 60

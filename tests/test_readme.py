@@ -45,7 +45,8 @@ def test_readme_snippets_run(readme):
 
 LONG_PAGES = ("embeddings.md", "explaining.md", "performance.md")
 # tests/export and tests/weights run these pages, with narrow networks, a server and other programs.
-RUN_ELSEWHERE = ("hub.md", "keras.md", "nnx.md", "stablehlo.md")
+# tests/site runs the quickstart, which needs the run that it trains.
+RUN_ELSEWHERE = ("hub.md", "keras.md", "nnx.md", "quickstart.md", "stablehlo.md")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ DOCUMENTED = [
         if path.suffix not in (".jpg", ".png")
     ),
     *(str(path.relative_to(ROOT)) for path in ROOT.glob("*.md")),
-    *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md")),
+    *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")),
     *(str(path.relative_to(ROOT)) for path in ROOT.glob("benchmarks/*.md")),
 ]
 

@@ -169,7 +169,7 @@ class Network:
     def embeddings(self, source: Path | Sequence[Path], layers: str | Sequence[str], **options: Any) -> Embeddings:
         """Return the features of many images, with their names and labels, as `vgg-jax extract` computes them.
 
-        Args, Raises: as for `evaluation.extraction.embeddings`, with `layers` from `net.model.layer_names`.
+        `source`, `layers`, the options and the errors are those of `evaluation.extraction.embeddings`.
         """
         names = (layers,) if isinstance(layers, str) else tuple(layers)
         return embeddings(self.model, self.variables, self.checked_preprocessing(), source, names, **options)
@@ -194,7 +194,7 @@ class Network:
             note(f"{os.fspath(path)}: {line}")
 
     def push_to_hub(self, repo: str, **options: Any) -> str:
-        """Upload the network to the Hugging Face hub; return the URL of the commit. See `vgg_jax.export.hub.push`."""
+        """Upload the network to `repo` on the Hugging Face hub as `export.hub.push` does; return the commit's URL."""
         from vgg_jax.export.hub import push
 
         url, notes = push(repo, self.loaded, **options)
@@ -203,7 +203,7 @@ class Network:
         return url
 
     def to_nnx(self, rngs: Any = None) -> Any:
-        """Return the network as a module of Flax's NNX. See `vgg_jax.export.nnx.to_nnx`."""
+        """Return the network as a module of Flax's NNX; `rngs` is that of `vgg_jax.export.nnx.to_nnx`."""
         from vgg_jax.export.nnx import to_nnx  # here, because it imports all of NNX
 
         return to_nnx(self.model, self.variables, rngs)

@@ -72,7 +72,11 @@ class Preprocessing:
         return to_array(self._resized(image, resize))
 
     def to_image(self, array: np.ndarray) -> PIL.Image.Image:
-        """Return the image of a network's input (H, W, C): the inverse, rounded and clipped to uint8."""
+        """Return the image of a network's input: the inverse of the normalization, rounded and clipped to uint8.
+
+        Args:
+          array: (H, W, C) float32.
+        """
         pixels = np.asarray(array, np.float32) * np.array(self.std, np.float32) + np.array(self.mean, np.float32)
         pixels = self.ordered((pixels * 255).round().clip(0, 255).astype(np.uint8))
         return PIL.Image.fromarray(pixels[..., 0] if self.channel_order == "L" else pixels)

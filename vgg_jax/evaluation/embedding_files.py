@@ -116,6 +116,9 @@ def write_embeddings(path: str, content: Content) -> None:
 def load_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     """Return the features in a file that `vgg-jax extract` wrote.
 
+    Args:
+      path: the file: .npz, .safetensors or .parquet.
+
     Raises:
       UserError: if the file is not of that kind or damaged, or pyarrow is missing for a .parquet file.
     """

@@ -218,7 +218,7 @@ def occlusion(
 
 
 def last_map(model: VGG) -> str:
-    """Return the name of the last ReLU of a network's convolutional part, or of its last convolution without one."""
+    """Return the name of the last ReLU of the convolutional part of `model`, or of its last convolution without one."""
     layers = [layer for stage in model.stages for layer in stage]
     found = [layer.name for layer in layers if layer.kind == "relu"] or [layers[0].name]
     return found[-1]

@@ -103,7 +103,11 @@ def _summary_writer() -> Any:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the lines of a `metrics.jsonl`, none if the file is missing; skip a last line cut short by a crash."""
+    """Return the lines of a `metrics.jsonl`, none if the file is missing; skip a last line cut short by a crash.
+
+    Args:
+      path: the file.
+    """
     if not os.path.exists(path):
         return []
     with open(path) as file:
