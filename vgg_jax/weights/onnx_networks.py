@@ -13,6 +13,7 @@ from vgg_jax.weights import onnx_head, onnx_layers
 from vgg_jax.weights.layouts import table
 from vgg_jax.weights.onnx_adaptive import adaptive_pool
 from vgg_jax.weights.onnx_files import Node, OnnxFile
+from vgg_jax.weights.onnx_lrn import lrn, lrn_of_many_nodes
 from vgg_jax.weights.onnx_trunk import Trunk, fold_some, match_trunk
 from vgg_jax.weights.onnx_walk import AXES, Found, Misfit, Walk, arithmetic, consumers, start, transpose
 
@@ -35,7 +36,7 @@ HANDLERS: dict[str, Callable[[Walk, Node], None]] = {
     "BatchNormalization": onnx_layers.batch_norm,
     "Relu": onnx_layers.relu,
     "Clip": onnx_layers.clip,
-    "LRN": onnx_layers.lrn,
+    "LRN": lrn,
     **dict.fromkeys(("MaxPool", "AveragePool"), onnx_head.pool),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), onnx_head.global_pool),
     **dict.fromkeys(("ReduceMean", "ReduceMax"), onnx_head.reduce),
@@ -116,6 +117,9 @@ def _follow(walk: Walk, file: OnnxFile, features_only: bool) -> tuple[list[str],
             break
         node = nodes[0]
         try:
+            if last := lrn_of_many_nodes(walk, nodes):
+                walk.move(last.outputs[0])
+                continue
             if len(nodes) > 1:
                 walk.refuse(nodes[1], f"it takes the input of {node}; a VGG is one chain of layers")
             if node.kind not in SKIPPED:
