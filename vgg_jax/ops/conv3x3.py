@@ -5,6 +5,7 @@ JAX 0.10.1). A matrix product reaches about 200 there.
 """
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +22,7 @@ from vgg_jax.ops.sizes import surely
 # 224x224: inference 186 -> 103 ms, compilation 0.7 -> 1.8 s. VGG-16-BN, 16 images of 32x32: inference 55 -> 40 ms,
 # compilation 1.2 -> 2.6 s; a training step 242 -> 178 ms, compilation 12.4 -> 15.5 s.
 SMALLEST_WORK = 2**29
+LARGEST_BATCH = 64  # of the symbolic batches whose method is that of their size
 
 
 class Conv3x3(nn.Module):
@@ -83,15 +85,20 @@ def conv3x3(
     if surely(lambda: x.shape[1] <= 2 and x.shape[2] <= 2):
         y: jax.Array = lax.platform_dependent(x, kernel, bias, cpu=_conv_of_tiny_map, default=by_xla)
         return y
+    if (smallest := _smallest_batch(x, kernel)) is not None:
+        by_batch = functools.partial(_conv_by_batch, smallest=smallest)
+        y = lax.platform_dependent(x, kernel, bias, cpu=by_batch, default=by_xla)
+        return y
     method = _method(x, kernel)
     return by_xla(x, kernel, bias) if method is None else conv_by_method(x, kernel, bias, method, precision)
 
 
-def _method(x: jax.Array, kernel: jax.Array) -> str | None:
+def _method(x: jax.Array | jax.ShapeDtypeStruct, kernel: jax.Array) -> str | None:
     """Return the method for maps that are larger than 2x2, or None for XLA's own convolution.
 
-    A symbolic batch selects Winograd's algorithm if that repays its compile time for one image. Maps of symbolic height
-    or width select XLA's convolution, because the methods divide them into tiles.
+    A symbolic batch selects Winograd's algorithm if that repays its compile time for one image; see also
+    `_smallest_batch`. Maps of symbolic height or width select XLA's convolution, because the methods divide them into
+    tiles.
     """
     _, height, width, channels = x.shape
     work = x.size * (kernel.size // channels)
@@ -101,6 +108,32 @@ def _method(x: jax.Array, kernel: jax.Array) -> str | None:
         return "im2col"
     large = height > 2 and surely(lambda: work >= SMALLEST_WORK)
     return "winograd" if large and x.dtype in (jnp.float32, jnp.float64) else None
+
+
+def _smallest_batch(x: jax.Array, kernel: jax.Array) -> int | None:
+    """Return the number of images from which a symbolic batch takes Winograd's algorithm.
+
+    Returns:
+      None if the batch is not symbolic, or its size does not matter up to LARGEST_BATCH images.
+    """
+    batch, *sides, channels = x.shape
+    if isinstance(batch, int) or not all(isinstance(side, int) for side in sides):
+        return None
+    image = jax.ShapeDtypeStruct((LARGEST_BATCH, *sides, channels), x.dtype)
+    if _method(image, kernel) != "winograd":
+        return None
+    work = math.prod(sides) * kernel.size
+    return -(-SMALLEST_WORK // work) if work < SMALLEST_WORK else None
+
+
+def _conv_by_batch(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, smallest: int) -> jax.Array:
+    """Return the convolution by the method of the number of images, which is known when the program is compiled.
+
+    XLA then removes the other method. VGG-16 of one image: 3 of 13 convolutions have both.
+    """
+    winograd = functools.partial(conv_by_method, method="winograd")
+    y: jax.Array = lax.cond(jnp.asarray(x.shape[0]) >= smallest, winograd, conv_by_xla, x, kernel, bias)
+    return y
 
 
 def _conv_of_tiny_map(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
