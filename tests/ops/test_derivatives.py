@@ -132,7 +132,7 @@ def test_conv3x3_differentiates_under_shard_map(x64, winograd):
 
 
 def test_symbolic_batch_takes_the_method_of_its_size(monkeypatch):
-    """From two images on, an exported program has the bits of Winograd's algorithm, and below those of XLA."""
+    """An exported program has the bits of Winograd's algorithm for two images and more, and for one those of XLA."""
     monkeypatch.setattr(convolution, "SMALLEST_WORK", 2 * 8 * 8 * 9 * 10)
     random = np.random.default_rng(0)
     kernel, bias = random.standard_normal((3, 3, 5, 2), np.float32), random.standard_normal(2, np.float32)

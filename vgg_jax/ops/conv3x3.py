@@ -6,6 +6,7 @@ JAX 0.10.1). A matrix product reaches about 200 there.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +23,7 @@ from vgg_jax.ops.sizes import surely
 # 224x224: inference 186 -> 103 ms, compilation 0.7 -> 1.8 s. VGG-16-BN, 16 images of 32x32: inference 55 -> 40 ms,
 # compilation 1.2 -> 2.6 s; a training step 242 -> 178 ms, compilation 12.4 -> 15.5 s.
 SMALLEST_WORK = 2**29
+Convolution = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # maps, kernel, bias -> output
 LARGEST_BATCH = 64  # of the symbolic batches whose method is that of their size
 
 
@@ -86,7 +88,8 @@ def conv3x3(
         y: jax.Array = lax.platform_dependent(x, kernel, bias, cpu=_conv_of_tiny_map, default=by_xla)
         return y
     if (smallest := _smallest_batch(x, kernel)) is not None:
-        by_batch = functools.partial(_conv_by_batch, smallest=smallest)
+        by_winograd = functools.partial(conv_by_method, method="winograd", precision=precision)
+        by_batch = functools.partial(_conv_by_batch, smallest=smallest, at_least=by_winograd, below=by_xla)
         y = lax.platform_dependent(x, kernel, bias, cpu=by_batch, default=by_xla)
         return y
     method = _method(x, kernel)
@@ -126,13 +129,15 @@ def _smallest_batch(x: jax.Array, kernel: jax.Array) -> int | None:
     return -(-SMALLEST_WORK // work) if work < SMALLEST_WORK else None
 
 
-def _conv_by_batch(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, smallest: int) -> jax.Array:
-    """Return the convolution by the method of the number of images, which is known when the program is compiled.
+def _conv_by_batch(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, *, smallest: int, at_least: Convolution, below: Convolution
+) -> jax.Array:
+    """Return the convolution by `at_least` for `smallest` images and more, and by `below` for fewer.
 
-    XLA then removes the other method. VGG-16 of one image: 3 of 13 convolutions have both.
+    The number of images is known when the program is compiled, and XLA removes the other branch. In VGG-16 at 224x224,
+    3 of the 13 convolutions have two branches.
     """
-    winograd = functools.partial(conv_by_method, method="winograd")
-    y: jax.Array = lax.cond(jnp.asarray(x.shape[0]) >= smallest, winograd, conv_by_xla, x, kernel, bias)
+    y: jax.Array = lax.cond(jnp.asarray(x.shape[0]) >= smallest, at_least, below, x, kernel, bias)
     return y
 
 

@@ -164,12 +164,7 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
 
 
 def check_target(path: str | os.PathLike[str], others: Sequence[str] = ()) -> None:
-    """Raise UserError if `save_file` could not write to `path`: a wrong suffix or a missing folder.
-
-    Args:
-      path: the file.
-      others: suffixes that the caller writes itself, for the message.
-    """
+    """Raise UserError if `save_file` could not write to `path`; `others` are suffixes that the caller writes itself."""
     _writer(os.fspath(path), others)
 
 

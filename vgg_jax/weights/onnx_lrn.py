@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from vgg_jax.weights.onnx_files import Node
 from vgg_jax.weights.onnx_values import Shape
 from vgg_jax.weights.onnx_walk import AXES, Found, Walk
@@ -149,8 +151,11 @@ def _before_padding(walk: Walk, name: str) -> tuple[str, list[int] | None]:
     node = walk.values.maker(name)
     if node is None or node.kind != "Pad":
         return name, [0] * 10
-    array = walk.values.array(node.inputs[1]) if len(node.inputs) > 1 else None
-    value = walk.values.number(node.inputs[2], 0.0) if len(node.inputs) > 2 else 0.0
+    if len(node.inputs) == 1:  # before opset 11
+        array, value = np.asarray(node.attributes.get("pads", [])), node.attributes.get("value", 0.0)
+    else:
+        array = walk.values.array(node.inputs[1]) if node.inputs else None
+        value = walk.values.number(node.inputs[2], 0.0) if len(node.inputs) > 2 else 0.0
     is_plain = node.attributes.get("mode", "constant") == "constant" and value == 0 and len(node.inputs) < 4
     if array is None or array.shape != (10,) or array.dtype.kind != "i" or not is_plain:
         return name, None

@@ -49,6 +49,7 @@ HANDLERS: dict[str, Callable[[Walk, Node], None]] = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "Sigmoid"), onnx_head.softmax),
 }
 QUANTIZED = "the network is quantized; expected floats: load the file that it was quantized from"
+OPTIMIZED = "ONNX Runtime has fused its layers; expected ONNX's own operations: load the file before optimization"
 FEATURES_REMEDY = "load its convolutional part alone with features_only=True or --features-only"
 
 
@@ -125,8 +126,7 @@ def _follow(walk: Walk, file: OnnxFile, features_only: bool) -> tuple[list[str],
             if node.kind not in SKIPPED:
                 handler = HANDLERS.get(node.kind)
                 if handler is None:
-                    is_quantized = node.kind.startswith("QLinear") or "QuantizeLinear" in node.kind
-                    walk.refuse(node, QUANTIZED if is_quantized else "a VGG has no such operation")
+                    walk.refuse(node, _unknown(node))
                 handler(walk, node)
         except Misfit:
             if _skip_adaptive_pool(walk):
@@ -146,6 +146,13 @@ def _follow(walk: Walk, file: OnnxFile, features_only: bool) -> tuple[list[str],
         others = [name for name in file.outputs if name != walk.tensor]
         notes.append(f"its other outputs are left out: {', '.join(others)[:80]}")
     return notes, None
+
+
+def _unknown(node: Node) -> str:
+    """Return why no VGG has a node."""
+    if node.kind.startswith("QLinear") or "QuantizeLinear" in node.kind:
+        return QUANTIZED
+    return OPTIMIZED if node.kind.startswith("com.microsoft.") else "a VGG has no such operation"
 
 
 def _skip_adaptive_pool(walk: Walk) -> bool:
