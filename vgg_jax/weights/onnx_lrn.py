@@ -11,7 +11,7 @@ from vgg_jax.weights.onnx_walk import AXES, Found, Walk
 
 LRN = {"size": 5, "alpha": 5e-4, "beta": 0.75, "bias": 2.0}  # the paper's; ONNX divides the sum by the size
 DEFAULTS = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}
-MOST_RESHAPES = 8  # after the pool
+MOST_RESHAPES, MOST_PADS = 8, 4  # after the pool, and before it
 STAND_INS = (7919, 7907, 7901, 7883)  # primes for unknown sides, so that a computed shape shows which side it holds
 
 
@@ -147,19 +147,23 @@ def _average(walk: Walk, name: str, shapes: dict[str, Shape], sides: list[int]) 
 
 
 def _before_padding(walk: Walk, name: str) -> tuple[str, list[int] | None]:
-    """Return the tensor before a padding of zeros, and the padding of its five axes: before each, then after each."""
-    node = walk.values.maker(name)
-    if node is None or node.kind != "Pad":
-        return name, [0] * 10
-    if len(node.inputs) == 1:  # before opset 11
-        array, value = np.asarray(node.attributes.get("pads", [])), node.attributes.get("value", 0.0)
-    else:
-        array = walk.values.array(node.inputs[1]) if node.inputs else None
-        value = walk.values.number(node.inputs[2], 0.0) if len(node.inputs) > 2 else 0.0
-    is_plain = node.attributes.get("mode", "constant") == "constant" and value == 0 and len(node.inputs) < 4
-    if array is None or array.shape != (10,) or array.dtype.kind != "i" or not is_plain:
-        return name, None
-    return node.inputs[0], [int(number) for number in array]
+    """Return the tensor before paddings of zeros, and their sum on five axes: before each, then after each."""
+    total = [0] * 10
+    for _ in range(MOST_PADS):
+        node = walk.values.maker(name)
+        if node is None or node.kind != "Pad" or not node.inputs:
+            return name, total
+        if len(node.inputs) == 1:  # before opset 11
+            array, value = np.asarray(node.attributes.get("pads", [])), node.attributes.get("value", 0.0)
+        else:
+            array = walk.values.array(node.inputs[1])
+            value = walk.values.number(node.inputs[2], 0.0) if len(node.inputs) > 2 else 0.0
+        is_plain = node.attributes.get("mode", "constant") == "constant" and value == 0 and len(node.inputs) < 4
+        if array is None or array.shape != (10,) or array.dtype.kind != "i" or not is_plain:
+            break
+        total = [a + int(b) for a, b in zip(total, array, strict=True)]
+        name = node.inputs[0]
+    return name, None
 
 
 def _target(walk: Walk, node: Node, shapes: dict[str, Shape], size: int) -> list[int] | None:
