@@ -148,6 +148,7 @@ def _average(walk: Walk, name: str, shapes: dict[str, Shape], sides: list[int]) 
 
 def _before_padding(walk: Walk, name: str) -> tuple[str, list[int] | None]:
     """Return the tensor before paddings of zeros, and their sum on five axes: before each, then after each."""
+    array: np.ndarray | None
     total = [0] * 10
     for _ in range(MOST_PADS):
         node = walk.values.maker(name)
