@@ -63,6 +63,14 @@ def torchvision():
     return import_torchvision()
 
 
+@pytest.fixture(scope="session")
+def timm(torchvision):
+    """Return timm, which imports torchvision."""
+    import timm
+
+    return timm
+
+
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):
@@ -84,6 +92,14 @@ def narrow(monkeypatch):
     A training step of VGG-11 on 8 devices then takes 0.2 s instead of 9 s.
     """
     monkeypatch.setattr("vgg_jax.model.TABLE_1", NARROW_TABLE)
+
+
+@pytest.fixture
+def narrow_timm(timm, narrow, monkeypatch):
+    """Return timm, whose VGGs have an eighth of their channels, as ours."""
+    for name, layers in timm.models.vgg.cfgs.items():
+        monkeypatch.setitem(timm.models.vgg.cfgs, name, [n if n == "M" else n // 8 for n in layers])
+    return timm
 
 
 @pytest.fixture

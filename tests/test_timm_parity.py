@@ -16,25 +16,13 @@ from vgg_jax.weights.formats import Loaded, save_file
 MODEL = VGG(11, num_classes=5, conv_head=True)
 
 
-@pytest.fixture(scope="module")
-def timm():
-    from benchmarks.pytorch import import_torchvision
-
-    import_torchvision()
-    import timm
-
-    return timm
-
-
 @pytest.fixture
-def narrow_timm(timm, narrow, monkeypatch):
+def narrow_net(narrow_timm):
     """Return a function that makes timm's VGG-11 with an eighth of the channels, and random biases."""
-    layers = timm.models.vgg.cfgs["vgg11"]
-    monkeypatch.setitem(timm.models.vgg.cfgs, "vgg11", [n if n == "M" else n // 8 for n in layers])
 
     def make(**options):
         torch.manual_seed(0)
-        net = timm.create_model("vgg11", **options).eval()
+        net = narrow_timm.create_model("vgg11", **options).eval()
         for name, parameter in net.named_parameters():
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -52,8 +40,8 @@ def timm_output(net, images):
         return net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
 
 
-def test_logits_equal_timm_at_every_size(narrow_timm):
-    net = narrow_timm(num_classes=5)
+def test_logits_equal_timm_at_every_size(narrow_net):
+    net = narrow_net(num_classes=5)
     model, variables = from_torch(net.state_dict(), MODEL)
     for height, width in ((160, 160), (224, 224), (256, 256), (288, 288), (64, 256), (300, 200)):
         images = random_images(2, height, width, 3)
@@ -61,8 +49,8 @@ def test_logits_equal_timm_at_every_size(narrow_timm):
         assert relative_error(ours, timm_output(net, images)) < 1e-5, (height, width)
 
 
-def test_representations_equal_timm_without_classes(narrow_timm):
-    net = narrow_timm(num_classes=0)
+def test_representations_equal_timm_without_classes(narrow_net):
+    net = narrow_net(num_classes=0)
     model, variables = from_torch(net.state_dict(), MODEL.clone(num_classes=None))
     for side in (160, 224, 256, 288):
         images = random_images(1, side, side, 3)
@@ -72,8 +60,8 @@ def test_representations_equal_timm_without_classes(narrow_timm):
 
 
 @pytest.mark.parametrize("classes", [3, 0])
-def test_conv_head_is_read_off_timm_names(classes, narrow_timm, tmp_path, capsys):
-    net = narrow_timm(num_classes=classes)
+def test_conv_head_is_read_off_timm_names(classes, narrow_net, tmp_path, capsys):
+    net = narrow_net(num_classes=classes)
     torch.save(net.state_dict(), tmp_path / "timm.pth")
     ours = load(tmp_path / "timm.pth", preprocessing=IMAGENET)
     assert ours.model == VGG(11, num_classes=classes or None, conv_head=True)
@@ -113,27 +101,27 @@ def test_conv_head_survives_saving(suffix, timm, tmp_path):
     assert_equal_trees(back.variables, jax.tree.map(jax.numpy.asarray, variables))
 
 
-def test_timm_loads_what_to_torch_returns(narrow_timm):
-    net = narrow_timm(num_classes=5)
+def test_timm_loads_what_to_torch_returns(narrow_net):
+    net = narrow_net(num_classes=5)
     model, variables = from_torch(net.state_dict(), MODEL)
     back = {name: torch.from_numpy(array) for name, array in to_torch(model, variables).items()}
-    narrow_timm(num_classes=5).load_state_dict(back)
+    narrow_net(num_classes=5).load_state_dict(back)
     for name, tensor in net.state_dict().items():
         np.testing.assert_array_equal(back[name], tensor)
 
 
-def test_dense_evaluation_is_the_conv_head_itself(narrow_timm):
+def test_dense_evaluation_is_the_conv_head_itself(narrow_net):
     """The last layer is linear, so the mean may be taken before or after it."""
-    model, variables = from_torch(narrow_timm(num_classes=5).state_dict(), MODEL)
+    model, variables = from_torch(narrow_net(num_classes=5).state_dict(), MODEL)
     images = random_images(1, 288, 256, 3)
     scores = dense_scores(model, variables, images)
     assert relative_error(scores, model.apply(variables, images)) < 1e-5
 
 
-def test_activations_of_conv_head_are_maps(narrow_timm):
+def test_activations_of_conv_head_are_maps(narrow_net):
     from vgg_jax.features import layer_activations
 
-    net = narrow_timm(num_classes=5)
+    net = narrow_net(num_classes=5)
     model, variables = from_torch(net.state_dict(), MODEL)
     images = random_images(1, 288, 256, 3)
     found = layer_activations(model, variables, images, ("fc6", "relu7", "global_pool", "fc8"))
@@ -144,16 +132,16 @@ def test_activations_of_conv_head_are_maps(narrow_timm):
     assert relative_error(found["relu7"], expected.numpy().transpose(0, 2, 3, 1)) < 1e-5
 
 
-def test_sharded_conv_head_gives_the_same_logits(narrow_timm):
-    model, variables = from_torch(narrow_timm(num_classes=5).state_dict(), MODEL)
+def test_sharded_conv_head_gives_the_same_logits(narrow_net):
+    model, variables = from_torch(narrow_net(num_classes=5).state_dict(), MODEL)
     images = random_images(2, 256, 256, 3)
     sharded = with_sharded_head(model, make_mesh())
     expected = jax.jit(model.apply)(variables, images)
     assert relative_error(jax.jit(sharded.apply)(variables, images), expected) < 1e-5
 
 
-def test_gradients_of_conv_head_equal_timm(narrow_timm):
-    net = narrow_timm(num_classes=5).double()
+def test_gradients_of_conv_head_equal_timm(narrow_net):
+    net = narrow_net(num_classes=5).double()
     with jax.enable_x64(True):
         model, variables = from_torch(net.state_dict(), MODEL.clone(dtype=np.float64, param_dtype=np.float64))
         images = random_images(1, 256, 256, 3).astype(np.float64)

@@ -130,7 +130,7 @@ class Config:
     cutmix: float = 0.0  # alpha of cutmix, which pastes a box of another image; half of the steps if mixup is on too
     class_weights: str = ""  # weights of the classes in the loss: balanced, or numbers such as 1,2.5,1; "": all equal
     seed: int = 0  # seed of initialization, order of the data, augmentation and dropout
-    init_from: str = ""  # source of the initial layers: weights file, directory of a run, or pretrained name
+    init_from: str = ""  # source of the initial layers: a file, run, folder, hf-hub:OWNER/NAME or pretrained name
     init_step: str = "latest"  # checkpoint, if init_from is a run: latest, best, or the number of a step
     init_layers: tuple[str, ...] = ("features",)  # layers taken from init_from: names, "features", "head", "stage1"...
     whitening: bool = False  # initialize conv1_1 with the principal axes of 3x3 patches of the training images

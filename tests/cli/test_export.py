@@ -1,11 +1,13 @@
 """`python -m vgg_jax export`."""
 
+import jax
 import onnx
 import pytest
 
 from tests.conftest import photographs
 from tests.weights.test_folding import network
-from vgg_jax import CIFAR10, Network
+from tests.weights.test_layouts import assert_equal_trees
+from vgg_jax import CIFAR10, Network, load
 from vgg_jax.cli import export
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -52,10 +54,42 @@ def test_command_quantizes_with_a_folder(run, source, tmp_path, capsys):
     assert "preprocessing" in {entry.key for entry in model.metadata_props}
 
 
+@pytest.mark.parametrize("name", ["net.pth", "timm/"])
+def test_end_of_the_target_decides_the_format(name, run, source, tmp_path, capsys):
+    assert run(source, f"{tmp_path}/{name}") == 0
+    net, back = load(source), load(tmp_path / name)
+    assert f"{name}: VGG-{net.model.depth}" in capsys.readouterr().out
+    assert back.model.stages == net.model.stages
+    assert_equal_trees(back.variables, net.variables)
+
+
+def test_command_writes_a_program_of_jax(run, source, tmp_path, capsys):
+    target = tmp_path / "any.stablehlo"
+    options = ("--dynamic-size", "--softmax", "--platforms", "cpu,cuda", "--beside")
+    assert run(source, target, *options) == 0
+    assert f"the weights are in {tmp_path}/any.safetensors" in capsys.readouterr().err
+    program = jax.export.deserialize(bytearray(target.read_bytes()))
+    assert program.platforms == ("cpu", "cuda")
+    assert str(program.in_avals[-1].shape) == "(n, h, w, 3)"
+    assert "exponential" in program.mlir_module()
+    assert run(source, target, "--size", "40") == 0
+    program = jax.export.deserialize(bytearray(target.read_bytes()))
+    assert str(program.in_avals[0].shape) == "(n, 40, 40, 3)"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("net.pth",), "net.pth ends in '.pth'; expected .onnx: change the suffix"),
+        (("net.onx",), "net.onx ends in '.onx'; expected .pth, .pt, .safetensors, .weights.h5, .stablehlo or .onnx"),
+        (("net.stablehlo", "--beside"), "net.safetensors exists and is not the weights of a program"),
+        (("net.pth", "--layout", "NHWC"), "--layout is for .onnx files; found net.pth: leave it out"),
+        (("net.pth", "--check"), "leave it out, or run `vgg-jax convert --check` for .pth and .safetensors"),
+        (("net.pth", "--size", "64"), "--size is for .onnx and .stablehlo files; found net.pth"),
+        (("folder/", "--beside"), "--beside is for .stablehlo files; found folder/"),
+        (("net.onnx", "--platforms", "cpu"), "--platforms is for .stablehlo files; found net.onnx"),
+        (("net.stablehlo", "--uint8"), "--uint8 is for .onnx files; found net.stablehlo"),
+        (("net.stablehlo", "--size", "64x65"), "--size is 64x65; expected one side for StableHLO, or --dynamic-size"),
+        (("net.stablehlo", "--platforms", "npu"), "expected some of cpu, cuda, rocm, tpu"),
         (("net.onnx", "--size", "large"), "--size is 'large'; expected a side, or the height and the width"),
         (("missing/net.onnx",), "missing, the folder of net.onnx, does not exist; create it first"),
         (("net.onnx", "--int8", "nowhere"), "nowhere"),

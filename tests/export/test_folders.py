@@ -21,24 +21,6 @@ HEAD = dict(num_classes=3, hidden=(32, 4096))  # timm's fc2 has 4096 outputs; a 
 NAMES = ("cat", "dog", "güggel")
 
 
-@pytest.fixture(scope="module")
-def timm():
-    from benchmarks.pytorch import import_torchvision
-
-    import_torchvision()
-    import timm
-
-    return timm
-
-
-@pytest.fixture
-def narrow_timm(timm, narrow, monkeypatch):
-    """Give timm's VGGs an eighth of their channels, as `narrow` does ours."""
-    for name, layers in timm.models.vgg.cfgs.items():
-        monkeypatch.setitem(timm.models.vgg.cfgs, name, [n if n == "M" else n // 8 for n in layers])
-    return timm
-
-
 def network(preprocessing=IMAGENET, classes=NAMES, **fields):
     """Return a narrow network whose batch norm and biases are not those of a new one."""
     model = VGG(**dict(depth=11) | HEAD | fields)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
@@ -128,6 +129,22 @@ def test_conv3x3_differentiates_under_shard_map(x64, winograd):
     expected = jax.grad(cubes(conv_by_xla), ALL)(*primals)
     for actual, gradient in zip(jax.jit(sharded)(*primals), expected, strict=True):
         assert relative_error(actual, gradient) < ROUNDING
+
+
+def test_symbolic_batch_takes_the_method_of_its_size(monkeypatch):
+    """An exported program has the bits of Winograd's algorithm for two images and more, and for one those of XLA."""
+    monkeypatch.setattr(convolution, "SMALLEST_WORK", 2 * 8 * 8 * 9 * 10)
+    random = np.random.default_rng(0)
+    kernel, bias = random.standard_normal((3, 3, 5, 2), np.float32), random.standard_normal(2, np.float32)
+    images = jax.ShapeDtypeStruct(jax.export.symbolic_shape("n, 8, 8, 5"), jnp.float32)
+    fixed = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (kernel, bias)]
+    exported = jax.export.export(jax.jit(lambda *a: conv3x3(*a)), platforms=("cpu", "cuda"))(images, *fixed)
+    for count in (1, 2, 3):
+        x = random.standard_normal((count, 8, 8, 5), np.float32)
+        by_winograd = jax.jit(lambda *a: convolution.conv_by_method(*a, method="winograd"))(x, kernel, bias)
+        by_xla = jax.jit(convolution.conv_by_xla)(x, kernel, bias)
+        assert not np.array_equal(by_winograd, by_xla)
+        np.testing.assert_array_equal(exported.call(x, kernel, bias), by_xla if count == 1 else by_winograd)
 
 
 def test_symbolic_batch_keeps_winograd_if_one_image_repays_it(monkeypatch):

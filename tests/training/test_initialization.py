@@ -18,9 +18,10 @@ from jax.sharding import PartitionSpec as P
 
 from tests.cli.test_train import NARROW, ROOT, SMALL_IMAGES, accuracy, command, saved_arrays, train
 from tests.conftest import raises_user_error, random_variables
-from vgg_jax import VGG, load, to_torch
+from tests.weights.test_layouts import assert_equal_trees
+from vgg_jax import VGG, Network, load, to_torch
 from vgg_jax.config import Config, ModelConfig, OptimizerConfig
-from vgg_jax.data.preprocessing import AUTHORS
+from vgg_jax.data.preprocessing import AUTHORS, CIFAR10
 from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.initialization import source_variables
 from vgg_jax.training.optimizer import make_optimizer, make_plateau, make_schedule
@@ -264,6 +265,33 @@ def test_notes_of_the_source_are_printed_and_its_head_left_out(narrow, tmp_path,
     config.init_layers = ("features", "head")
     with raises_user_error("neck.weight"):
         source_variables(config, model)
+
+
+def test_folders_and_repositories_are_sources(narrow, tmp_path, monkeypatch):
+    """A folder in timm's shape, and the same files as the hub's client gives them."""
+    import huggingface_hub
+
+    folder = tmp_path / "net"
+    model = VGG(11, num_classes=10, hidden=(8, 4096))
+    net = Network(model, random_variables(model, 32, 32, 3), CIFAR10)
+    net.save(folder)
+    config = Config(ModelConfig(11, batch_norm=False, num_classes=10), init_from=str(folder))
+    features = {name: leaves for name, leaves in net.variables["params"].items() if name.startswith("conv")}
+    asked = []
+
+    def download(repo, name, revision=None):
+        asked.append((repo, revision))
+        return str(folder / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    for source in (str(folder), "hf-hub:me/net@v1"):
+        config.init_from = source
+        found = source_variables(config, create_model(config.model))["params"]
+        assert_equal_trees({name: found[name] for name in features}, features)
+    assert asked[0] == ("me/net", "v1")
+    config.init_step = "best"
+    with raises_user_error("hf-hub:me/net@v1, is not the directory of a run"):
+        source_variables(config, create_model(config.model))
 
 
 def test_run_is_loaded_on_another_number_of_devices(tmp_path, narrow):

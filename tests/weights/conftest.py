@@ -1,6 +1,7 @@
 """Fixtures of the tests of weights: Keras and its convolutional parts."""
 
 import os
+import types
 
 import pytest
 
@@ -13,6 +14,25 @@ def keras():
     import keras
 
     return keras
+
+
+@pytest.fixture
+def narrow_applications(keras, narrow, monkeypatch):
+    """Return keras.applications, whose VGG-16 and VGG-19 have an eighth of their channels and of their dense units."""
+    import keras.src.applications as source
+
+    def conv(filters, *arguments, **options):
+        return keras.layers.Conv2D(filters // 8, *arguments, **options)
+
+    def dense(units, **options):
+        return keras.layers.Dense(units // 8 if units == 4096 else units, **options)
+
+    shim = types.SimpleNamespace(**vars(keras.src.layers))
+    shim.Conv2D, shim.Dense = conv, dense
+    for module in (source.vgg16, source.vgg19):
+        monkeypatch.setattr(module, "layers", shim)
+    monkeypatch.setattr("vgg_jax.weights.imagenet_classes.HIDDEN", (512, 512))
+    return keras.applications
 
 
 @pytest.fixture

@@ -35,23 +35,41 @@ def torchvision_net(torchvision, depth, batch_norm, classes=10):
 
 
 class HandWritten(nn.Module):
-    """VGG-11 as people write it: functions instead of modules, names of their own, a view, and probabilities."""
+    """VGG-11 as people write it: functions instead of modules, names of their own, a view, and probabilities.
 
-    def __init__(self):
+    `lrn` takes the place of batch norm: a module after the first ReLU.
+    """
+
+    def __init__(self, lrn=None):
         super().__init__()
         torch.manual_seed(1)
         widths = [3, *(width for stage in NARROW_TABLE["A"] for width in stage)]
         self.blocks = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width, eps=1e-3) for width in widths[1:])
+        self.norms = nn.ModuleList(nn.Identity() if lrn else nn.BatchNorm2d(width, eps=1e-3) for width in widths[1:])
+        self.lrn = lrn or nn.Identity()
         self.out = nn.Linear(widths[-1], 4)
 
     def forward(self, x):
         for i, (conv, norm) in enumerate(zip(self.blocks, self.norms, strict=True)):
             x = functional.relu(norm(conv(x)))
+            x = self.lrn(x) if i == 0 else x
             if i in (0, 1, 3, 5, 7):
                 x = functional.max_pool2d(x, 2, 2)
         x = functional.adaptive_avg_pool2d(x, 1)
         return self.out(functional.dropout(x.view(x.size(0), -1), training=self.training)).softmax(1)
+
+
+class OldLRN(nn.Module):
+    """Local response normalization as it was written before PyTorch had it."""
+
+    def __init__(self, alpha):
+        super().__init__()
+        self.average = nn.AvgPool3d((5, 1, 1), stride=1, padding=(2, 0, 0))
+        self.alpha = alpha
+
+    def forward(self, x):
+        mean = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+        return x.div(mean.mul(self.alpha).add(2.0).pow(0.75))
 
 
 def export(net, path, dynamo, size=(224, 224), **options):

@@ -68,12 +68,9 @@ def test_offline_error_names_the_url_and_the_place(tmp_path, monkeypatch):
         load_pretrained("vgg19_caffe")
 
 
-def test_authors_weights_are_downloaded_once_and_checked(tmp_path, monkeypatch):
-    os.environ["KERAS_BACKEND"] = "jax"
-    import keras
-
+def test_authors_weights_are_downloaded_once_and_checked(narrow_applications, tmp_path, monkeypatch):
     monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
-    network = keras.applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3))
+    network = narrow_applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3))
     published_layout(network, tmp_path / "vgg16.h5")
     monkeypatch.setattr("vgg_jax.weights.download.KERAS_URL", f"file://{tmp_path}/{{net}}.h5")
     with raises_user_error("has md5", "expected 64373286793e3c8b2b4e3219cbf3544b"):

@@ -185,7 +185,10 @@ def published_layout(network, path):
 
 @pytest.mark.parametrize("layout", ["published", pytest.param("keras3", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("depth", [16, pytest.param(19, marks=pytest.mark.slow)])
-def test_keras_files_give_keras_logits(depth, layout, keras, tmp_path):
+@pytest.mark.parametrize("width", ["narrow", pytest.param("full", marks=pytest.mark.slow)])
+def test_keras_files_give_keras_logits(width, depth, layout, keras, request, tmp_path):
+    if width == "narrow":
+        request.getfixturevalue("narrow_applications")
     keras.utils.set_random_seed(0)
     make = keras.applications.VGG16 if depth == 16 else keras.applications.VGG19
     network = make(weights=None, classes=1000, classifier_activation=None)
@@ -204,8 +207,8 @@ def test_keras_files_give_keras_logits(depth, layout, keras, tmp_path):
     assert relative_error(jax.jit(model.apply)(variables, ours), expected) < 1e-5
 
 
-def test_keras_file_without_head_is_read(keras, tmp_path):
-    network = keras.applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3))
+def test_keras_file_without_head_is_read(narrow_applications, keras, tmp_path):
+    network = narrow_applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3))
     published_layout(network, tmp_path / "notop.h5")
     model, variables, *_ = load_file(tmp_path / "notop.h5")
     assert (model.depth, model.num_classes, model.hidden) == (16, None, ())

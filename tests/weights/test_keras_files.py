@@ -69,13 +69,9 @@ def test_full_networks_with_heads_equal_keras(kind, suffix, keras, tmp_path):
     check_predictions(keras, network, tmp_path / f"net{suffix}", side)
 
 
-@pytest.mark.parametrize(
-    ("pooling", "suffix"),
-    [
-        *(pytest.param("avg", suffix) for suffix in SUFFIXES),
-        *(pytest.param("max", suffix, marks=pytest.mark.slow) for suffix in SUFFIXES),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("pooling", ["avg", "max"])
 def test_full_networks_without_head_equal_keras(pooling, suffix, keras, tmp_path):
     network = keras.applications.VGG16(weights=None, include_top=False, input_shape=(64, 64, 3), pooling=pooling)
     check_representations(keras, network, tmp_path / f"net{suffix}", 64)

@@ -115,7 +115,7 @@ def test_network_that_keras_has_not_is_refused(fields, what, narrow, tmp_path):
 
 @pytest.mark.parametrize("name", ["net.h5", "net.keras", "net.hdf5"])
 def test_only_weights_h5_is_written(name, narrow, tmp_path):
-    with raises_user_error("expected .pth, .pt, .safetensors or .weights.h5"):
+    with raises_user_error("expected .pth, .pt, .safetensors, .weights.h5, .stablehlo or .onnx"):
         network(hidden=(8, 8)).save(tmp_path / name)
     assert not list(tmp_path.iterdir())
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import raises_user_error
+from tests.narrow import NARROW_TABLE
 from vgg_jax import VGG, from_torch, to_torch
 
 SMALL = dict(num_classes=10, pool_size=1, hidden=())
@@ -29,11 +30,12 @@ def assert_equal_trees(a, b):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
-def test_torchvision_weights_round_trip_exactly(dtype, torchvision, x64):
+def test_torchvision_weights_round_trip_exactly(dtype, torchvision, narrow, x64, monkeypatch):
     torch.manual_seed(0)
-    net = torchvision.models.vgg11_bn(weights=None, num_classes=7)
-    # Narrow hidden layers, because 4096 wide ones take nearly all of the time.
-    net.classifier[0], net.classifier[3] = torch.nn.Linear(25088, 64), torch.nn.Linear(64, 32)
+    widths = [part for stage in NARROW_TABLE["A"] for part in (*stage, "M")]
+    monkeypatch.setitem(torchvision.models.vgg.cfgs, "A", widths)
+    net = torchvision.models.vgg11_bn(weights=None, num_classes=7, init_weights=False)
+    net.classifier[0], net.classifier[3] = torch.nn.Linear(64 * 49, 64), torch.nn.Linear(64, 32)
     net.classifier[6] = torch.nn.Linear(32, 7)
     net = net.to(dtype)
     model, variables = from_torch(net.state_dict())
@@ -65,7 +67,7 @@ def test_torchvision_weights_round_trip_exactly(dtype, torchvision, x64):
     ],
     ids=["A-LRN", "C-BN", "E-BN", "B"],
 )
-def test_network_is_read_off_the_names(model):
+def test_network_is_read_off_the_names(model, narrow):
     variables = variables_of(model, channels=4)
     read, back = from_torch(to_torch(model, variables))
     assert_equal_trees(back, variables)

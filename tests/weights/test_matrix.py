@@ -39,10 +39,10 @@ def weights(request, narrow):
     return tensors_of(request.param)
 
 
-def check(path, weights, notes):
+def check(path, weights, notes, expected=None):
     """Assert that a file has the variables of `from_torch`, and that one note line has all parts of `notes`."""
     loaded = load_file(path)
-    model, variables = from_torch(weights)
+    model, variables = expected or from_torch(weights)
     assert loaded.model == model
     assert_equal_trees(loaded.variables, variables)
     assert (loaded.preprocessing, loaded.classes) == (None, None)
@@ -51,8 +51,11 @@ def check(path, weights, notes):
     assert loaded.notes or not notes
 
 
-def test_wrapped_and_prefixed_pth_files_are_read(weights, tmp_path):
+@pytest.mark.parametrize("model", [MODELS[0], pytest.param(MODELS[1], marks=pytest.mark.slow)], ids=["11", "16-BN"])
+def test_wrapped_and_prefixed_pth_files_are_read(model, narrow, tmp_path):
     """Each prefix in each wrapper."""
+    weights = tensors_of(model)
+    expected = from_torch(weights)
     for wrapper, (prefix, rename) in itertools.product(WRAPPERS, PREFIXES.items()):
         renamed = {rename(name): tensor for name, tensor in weights.items()}
         content = renamed if wrapper == "none" else {wrapper: renamed, "epoch": 3, "optimizer": {"state": {}}}
@@ -60,7 +63,7 @@ def test_wrapped_and_prefixed_pth_files_are_read(weights, tmp_path):
         notes = [] if wrapper == "none" else [f"the weights are those under {wrapper!r}"]
         if prefix.endswith("."):
             notes.append(f"removed {prefix} from the names")
-        check(tmp_path / "a.pth", weights, notes)
+        check(tmp_path / "a.pth", weights, notes, expected)
 
 
 def test_prefixed_safetensors_are_read(weights, tmp_path):

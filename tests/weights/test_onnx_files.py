@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
 from tests.conftest import raises_user_error, relative_error
-from tests.weights.onnx_graphs import Builder, HandWritten, export, run, tf2onnx_shaped, torchvision_net
+from tests.weights.onnx_graphs import Builder, HandWritten, OldLRN, export, run, tf2onnx_shaped, torchvision_net
 from tests.weights.test_folding import network
 from tests.weights.test_layouts import assert_equal_trees
 from vgg_jax import AUTHORS, CIFAR10, IMAGENET, Network, load
+from vgg_jax.errors import UserError
 from vgg_jax.export.onnx_file import write_onnx
 from vgg_jax.export.onnx_options import OnnxOptions
 from vgg_jax.model import PLAIN
@@ -88,6 +90,39 @@ def test_hand_written_network_is_read(dynamo, tmp_path):
     path = export(HandWritten().eval(), str(tmp_path / "net.onnx"), dynamo, (64, 64))
     loaded = check_logits(path, images_of(2, 3, 64, 64), softmax=True)
     assert (loaded.model.depth, loaded.model.pool_size, loaded.model.hidden) == (11, 1, ())
+
+
+PAPERS = 5 * 1e-4  # PyTorch divides the sum by the size
+
+
+@pytest.mark.parametrize("lrn", ["torch", "old"])
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batch", ["any", *(pytest.param(how, marks=pytest.mark.slow) for how in ("fixed", "opset 9"))])
+def test_local_response_norm_of_many_nodes_is_read(lrn, dynamo, batch, tmp_path):
+    layer = torch.nn.LocalResponseNorm(5, PAPERS, 0.75, 2.0) if lrn == "torch" else OldLRN(PAPERS)
+    options = {
+        "any": {},
+        "fixed": {"dynamic_shapes" if dynamo else "dynamic_axes": None},
+        "opset 9": {} if dynamo else {"opset_version": 9},
+    }
+    path = export(HandWritten(layer).eval(), str(tmp_path / "net.onnx"), dynamo, (64, 64), **options[batch])
+    loaded = check_logits(path, images_of(2, 3, 64, 64), softmax=True)
+    assert (loaded.model.depth, loaded.model.lrn, loaded.model.batch_norm) == (11, True, False)
+
+
+@pytest.mark.parametrize(
+    ("layer", "found"),
+    [
+        (torch.nn.LocalResponseNorm(5), r"it has {'size': 5, 'alpha': 9.99.*e-05, 'beta': 0.75, 'bias': 1.0}"),
+        (torch.nn.LocalResponseNorm(3, PAPERS, 0.75, 2.0), r"it has {'size': 3, .* expected the paper's constants"),
+        (torch.nn.LocalResponseNorm(4, PAPERS, 0.75, 2.0), r"Div .* it takes the input of"),
+    ],
+    ids=["torch's defaults", "three channels", "four channels"],
+)
+def test_other_local_response_norm_is_refused(layer, found, tmp_path):
+    path = export(HandWritten(layer).eval(), str(tmp_path / "net.onnx"), False, (64, 64))
+    with pytest.raises(UserError, match=found):
+        load_file(path)
 
 
 TF2ONNX = [
@@ -254,6 +289,16 @@ def test_first_node_that_fits_no_vgg_is_named(replacements, message, tmp_path):
     onnx.save(changed(**replacements), tmp_path / "net.onnx")
     with raises_user_error("net.onnx: its node", message):
         load_file(tmp_path / "net.onnx")
+
+
+def test_file_that_onnx_runtime_optimized_is_refused(tmp_path):
+    onnx.save(tf2onnx_shaped("none", "average"), tmp_path / "net.onnx")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "fast.onnx"), 3
+    onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), options, providers=["CPUExecutionProvider"])
+    with raises_user_error("com.microsoft.FusedConv", "ONNX Runtime has fused its layers", "before optimization"):
+        load_file(tmp_path / "fast.onnx")
 
 
 def test_features_are_read_without_an_unknown_head(tmp_path):

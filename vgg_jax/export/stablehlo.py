@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors
 import safetensors.numpy
 from jax import export
 
@@ -37,7 +38,8 @@ def save_stablehlo(
         crop of its preprocessing.
       platforms: the devices, of cpu, cuda, rocm and tpu.
       beside: write the weights to a .safetensors file of the same name, and pass them to the program: it then has two
-        arguments, the weights by name and the images. By default the weights are part of the program.
+        arguments, the weights by name and the images. An older file of this kind is overwritten, another one is not. By
+        default the weights are part of the program.
       probabilities: return the softmax or sigmoid of the logits, as the network's outputs mean.
 
     Returns:
@@ -45,7 +47,7 @@ def save_stablehlo(
 
     Raises:
       UserError: if flatbuffers is missing, the network takes no such images, the weights are too large for the program,
-        or a file cannot be written.
+        the file beside would replace another network's, or a file cannot be written.
     """
     path = os.fspath(path)
     if not path.lower().endswith(SUFFIX):
@@ -55,10 +57,14 @@ def save_stablehlo(
     total = sum(array.nbytes for array in weights.values())
     if not beside and total > LARGEST_PROGRAM:
         raise UserError(f"the weights have {total:,} bytes; expected less than 2 GiB in a program: pass beside=True")
+    name = path[: -len(SUFFIX)] + ".safetensors"
+    if beside and os.path.exists(name) and not _holds_weights(name):
+        raise UserError(
+            f"{name} exists and is not the weights of a program; expected none of this name: choose another name"
+        )
     exported = _exported(network, size, platforms, beside, probabilities)
     files, notes = {path: bytes(exported.serialize())}, tuple[str, ...]()
     if beside:
-        name = path[: -len(SUFFIX)] + ".safetensors"
         files[name] = safetensors.numpy.save(weights, own_metadata(network))
         notes = (f"the weights are in {name}, for this program only",)
     _write_all(files)
@@ -123,6 +129,13 @@ def _named(variables: Any) -> dict[str, np.ndarray]:
         for layer, leaves in layers.items()
         for leaf, array in leaves.items()
     }
+
+
+def _holds_weights(path: str) -> bool:
+    """Return whether a file has the names of `_named`, so that it was written beside a program."""
+    with contextlib.suppress(safetensors.SafetensorError, OSError), safetensors.safe_open(path, "np") as file:
+        return all(name.startswith(("params/", "batch_stats/")) for name in file.keys())  # noqa: SIM118 - not a dict
+    return False
 
 
 def _nested(weights: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def save_network(path: str | os.PathLike[str], network: Loaded, **options: Any) 
         return program(path, network, **options)
     if options:
         raise UserError(f"{path} is a file of weights; found the options {', '.join(options)}: leave them out")
+    check_writable(path)
     save_file(path, network)
     if path.lower().endswith(".weights.h5") and not _is_authors(network.preprocessing):
         return ("keras.applications' preprocess_input is not the preprocessing of this network; normalize its images",)
@@ -71,4 +72,4 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         return check_folder(path)
     if os.path.splitext(path)[1].lower() in PROGRAMS:
         return check_parent_folder(path)
-    return check_target(path)
+    return check_target(path, tuple(PROGRAMS))

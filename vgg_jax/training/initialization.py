@@ -1,4 +1,4 @@
-"""The initialization of a run from another network: a run, a file of weights or a pretrained network."""
+"""The initialization of a run from another network: a run, a file, a folder, or a pretrained network."""
 
 import os
 from typing import Any
@@ -8,6 +8,8 @@ import numpy as np
 from vgg_jax.config import Config
 from vgg_jax.console import note
 from vgg_jax.errors import UserError
+from vgg_jax.export.folders import PREFIX, is_network_folder, read_folder
+from vgg_jax.export.hub import load_from_hub
 from vgg_jax.model import VGG
 from vgg_jax.training.class_names import difference, output_names
 from vgg_jax.training.run_weights import load_run
@@ -72,18 +74,21 @@ def source_variables(config: Config, model: VGG) -> dict[str, Any]:
 
 
 def _load_source(name_or_path: str, step: str, features_only: bool) -> Loaded:
-    """Load a run by its directory, weights by their file, or a pretrained network by its name.
+    """Load a run by its directory, weights by their file, folder or repository, or a pretrained network by its name.
 
     Args:
       name_or_path: the source.
       step: the checkpoint of a run: latest, best or a number.
       features_only: leave out an unknown head, for which a file is refused otherwise.
     """
-    if name_or_path not in NAMES and os.path.isdir(name_or_path):
+    is_folder = name_or_path not in NAMES and os.path.isdir(name_or_path)
+    if is_folder and not is_network_folder(name_or_path):
         return load_run(name_or_path, step)
     if step != "latest":
         raise UserError(
             f"config.init_step is {step!r}, and config.init_from, {name_or_path}, is not the directory of a run; "
             "expected a run; remove config.init_step"
         )
-    return load_weights(name_or_path, features_only)
+    if name_or_path.startswith(PREFIX):
+        return load_from_hub(name_or_path, features_only)
+    return read_folder(name_or_path, features_only) if is_folder else load_weights(name_or_path, features_only)

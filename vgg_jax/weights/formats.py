@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import safetensors.numpy
@@ -163,17 +163,17 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
         raise UserError(f"cannot write {path}: {error}") from None
 
 
-def check_target(path: str | os.PathLike[str]) -> None:
-    """Raise UserError if `save_file` could not write to `path`: a wrong suffix or a missing folder."""
-    _writer(os.fspath(path))
+def check_target(path: str | os.PathLike[str], others: Sequence[str] = ()) -> None:
+    """Raise UserError if `save_file` could not write to `path`; `others` are suffixes that the caller writes itself."""
+    _writer(os.fspath(path), others)
 
 
-def _writer(path: str) -> Callable[[str, Loaded], None]:
+def _writer(path: str, others: Sequence[str] = ()) -> Callable[[str, Loaded], None]:
     """Return the function that writes the file at `path`, after checking the suffix and the folder."""
     writers = [entry.write for entry in FORMATS if entry.write and path.lower().endswith(entry.written)]
     if not writers:
         suffix = os.path.splitext(path)[1]
-        ends = [end for entry in FORMATS for end in entry.written]
+        ends = [*(end for entry in FORMATS for end in entry.written), *others]
         raise UserError(f"{path} ends in {suffix!r}; expected {', '.join(ends[:-1])} or {ends[-1]}")
     check_parent_folder(path)
     return writers[0]

@@ -11,6 +11,7 @@ import numpy as np
 from vgg_jax.data.preprocessing import AUTHORS, Preprocessing
 from vgg_jax.errors import UserError
 from vgg_jax.model import VGG
+from vgg_jax.weights.imagenet_classes import is_imagenets
 from vgg_jax.weights.keras_files import KerasFile, KerasLayer, base_name
 from vgg_jax.weights.keras_trunks import Trunk, activation_of, describe, is_identity, read_trunk
 from vgg_jax.weights.layouts import Variables
@@ -97,8 +98,7 @@ def _is_authors(model: VGG, trunk: Trunk, head: Head) -> bool:
         [base_name(layer.name) for layer in head.dense] == list(DENSE_NAMES[0])
         and all(layer.name.startswith("block") for layer in trunk.convs)
         and model.depth in (16, 19)
-        and (model.num_classes, model.hidden, model.pool_size) == (1000, (4096, 4096), 7)
-        and trunk.convs[0].arrays[0].shape[2] == 3
+        and is_imagenets(model, trunk.convs[0].arrays[0].shape[2])
         and not trunk.has_front
     )
 

@@ -28,7 +28,7 @@ class Node(NamedTuple):
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: dict[str, Any]  # numbers, texts, lists of numbers and tensors
+    attributes: dict[str, Any]  # numbers, texts, lists of numbers, tensors, and for graphs what `_passed` returns
 
     def __str__(self) -> str:
         """Return the number, the operation and the name, for messages."""
@@ -133,6 +133,7 @@ def _node(number: int, node: Any, types: Any) -> Node:
         types.FLOATS: lambda a: list(a.floats),
         types.INTS: lambda a: list(a.ints),
         types.TENSOR: lambda a: a.t,
+        types.GRAPH: lambda a: _passed(a.g),
     }
     attributes = {_text(a.name): readers[a.type](a) for a in node.attribute if a.type in readers}
     kind = node.op_type if node.domain in ("", "ai.onnx") else f"{_text(node.domain)}.{_text(node.op_type)}"
@@ -143,6 +144,20 @@ def _node(number: int, node: Any, types: Any) -> Node:
             if not isinstance(attributes.get(name, expected()), expected):
                 raise UserError(f"the attribute {name} of its {read} has a wrong type; export the network again")
     return read
+
+
+def _passed(graph: Any) -> str:
+    """Return the outer tensor that the branch of an If only passes on or squeezes; an empty text if it does more."""
+    makers = {_text(name): node for node in graph.node for name in node.output}
+    name = _text(graph.output[0].name) if len(graph.output) == 1 else ""
+    for _ in range(len(makers)):
+        node = makers.get(name)
+        if node is None:
+            return name
+        if _text(node.op_type) not in ("Identity", "Squeeze") or not node.input:
+            return ""
+        name = _text(node.input[0])
+    return "" if name in makers else name
 
 
 def to_array(tensor: Any, path: str) -> np.ndarray:

@@ -1,7 +1,6 @@
 """The nodes of the convolutional part of a VGG in an ONNX graph."""
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -9,13 +8,12 @@ from vgg_jax.weights.onnx_files import Node
 from vgg_jax.weights.onnx_walk import AXES, Found, Walk, constant
 
 EPSILON = 1e-5  # of our batch norm
-LRN = {"size": 5, "alpha": 5e-4, "beta": 0.75, "bias": 2.0}  # ONNX divides the sum by the size
 
 
 def pad(walk: Walk, node: Node) -> None:
     """Follow zeros around the maps, one on each side, which belong to the next convolution."""
     pads = walk.values.integers(node.inputs[1]) if len(node.inputs) > 1 else node.attributes.get("pads")
-    value = walk.values.number(node.inputs[2], 0) if len(node.inputs) > 2 else node.attributes.get("value", 0)
+    value = walk.values.number(node.inputs[2], 0.0) if len(node.inputs) > 2 else node.attributes.get("value", 0)
     if not isinstance(pads, list) or len(pads) != 8 or len(walk.order) != 4 or len(node.inputs) > 3:
         walk.refuse(node, "its padding is unknown")
     if node.attributes.get("mode", "constant") != "constant" or value != 0 or walk.padding is not None:
@@ -118,18 +116,3 @@ def clip(walk: Walk, node: Node) -> None:
     if low != 0 or not (isinstance(high, float) and high >= 3.4e38):
         walk.refuse(node, f"it clips to {low} and {high}; expected a ReLU")
     relu(walk, node)
-
-
-def lrn(walk: Walk, node: Node) -> None:
-    """Follow local response normalization with the paper's constants."""
-    walk.name_axes()
-    found: dict[str, Any] = {
-        name: node.attributes.get(name, {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}.get(name)) for name in LRN
-    }
-    if walk.order[:2] != ["N", "C"] or len(walk.order) != 4 or not walk.layers:
-        walk.refuse(node, "expected it after conv1_1, of maps (N, C, H, W)")
-    if any(
-        not isinstance(found[key], int | float) or not math.isclose(found[key], LRN[key], rel_tol=1e-5) for key in LRN
-    ):
-        walk.refuse(node, f"it has {found}; expected the paper's constants, {LRN}")
-    walk.layers.append(Found("lrn", node))

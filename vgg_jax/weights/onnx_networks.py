@@ -13,6 +13,7 @@ from vgg_jax.weights import onnx_head, onnx_layers
 from vgg_jax.weights.layouts import table
 from vgg_jax.weights.onnx_adaptive import adaptive_pool
 from vgg_jax.weights.onnx_files import Node, OnnxFile
+from vgg_jax.weights.onnx_lrn import lrn, lrn_of_many_nodes
 from vgg_jax.weights.onnx_trunk import Trunk, fold_some, match_trunk
 from vgg_jax.weights.onnx_walk import AXES, Found, Misfit, Walk, arithmetic, consumers, start, transpose
 
@@ -35,7 +36,7 @@ HANDLERS: dict[str, Callable[[Walk, Node], None]] = {
     "BatchNormalization": onnx_layers.batch_norm,
     "Relu": onnx_layers.relu,
     "Clip": onnx_layers.clip,
-    "LRN": onnx_layers.lrn,
+    "LRN": lrn,
     **dict.fromkeys(("MaxPool", "AveragePool"), onnx_head.pool),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), onnx_head.global_pool),
     **dict.fromkeys(("ReduceMean", "ReduceMax"), onnx_head.reduce),
@@ -48,6 +49,7 @@ HANDLERS: dict[str, Callable[[Walk, Node], None]] = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "Sigmoid"), onnx_head.softmax),
 }
 QUANTIZED = "the network is quantized; expected floats: load the file that it was quantized from"
+OPTIMIZED = "ONNX Runtime has fused its layers; expected ONNX's own operations: load the file before optimization"
 FEATURES_REMEDY = "load its convolutional part alone with features_only=True or --features-only"
 
 
@@ -116,13 +118,15 @@ def _follow(walk: Walk, file: OnnxFile, features_only: bool) -> tuple[list[str],
             break
         node = nodes[0]
         try:
+            if last := lrn_of_many_nodes(walk, nodes):
+                walk.move(last.outputs[0])
+                continue
             if len(nodes) > 1:
                 walk.refuse(nodes[1], f"it takes the input of {node}; a VGG is one chain of layers")
             if node.kind not in SKIPPED:
                 handler = HANDLERS.get(node.kind)
                 if handler is None:
-                    is_quantized = node.kind.startswith("QLinear") or "QuantizeLinear" in node.kind
-                    walk.refuse(node, QUANTIZED if is_quantized else "a VGG has no such operation")
+                    walk.refuse(node, _unknown(node))
                 handler(walk, node)
         except Misfit:
             if _skip_adaptive_pool(walk):
@@ -142,6 +146,13 @@ def _follow(walk: Walk, file: OnnxFile, features_only: bool) -> tuple[list[str],
         others = [name for name in file.outputs if name != walk.tensor]
         notes.append(f"its other outputs are left out: {', '.join(others)[:80]}")
     return notes, None
+
+
+def _unknown(node: Node) -> str:
+    """Return why no VGG has a node."""
+    if node.kind.startswith("QLinear") or "QuantizeLinear" in node.kind:
+        return QUANTIZED
+    return OPTIMIZED if node.kind.startswith("com.microsoft.") else "a VGG has no such operation"
 
 
 def _skip_adaptive_pool(walk: Walk) -> bool:

@@ -1,5 +1,6 @@
 """The constants of an ONNX graph, and the shapes that it computes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from vgg_jax.weights.onnx_files import Node, OnnxFile, to_array
 
 DEEPEST = 40  # nodes from a constant or a shape to its use
 MOST_AXES = 8
+MOST_NUMBERS = 64  # of a constant that is put together of others
 
 Shape = list[int | None]  # None: unknown
 
@@ -21,6 +23,10 @@ class Values:
         self._file = file
         self._makers = {output: node for node in file.nodes for output in node.outputs if output}
         self._arrays: dict[str, np.ndarray | None] = {}
+
+    def maker(self, name: str) -> Node | None:
+        """Return the node that computes a tensor, or None."""
+        return self._makers.get(name)
 
     def is_constant(self, name: str) -> bool:
         """Return whether a name is that of a constant."""
@@ -109,6 +115,8 @@ class Values:
         node = self._makers.get(name)
         if node is None or not node.inputs or depth > DEEPEST or node.outputs[:1] != (name,):
             return None
+        if node.kind in ("Concat", "ConstantOfShape", "Slice"):
+            return self._few_numbers(node, depth)
         if node.kind not in ("Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze"):
             return None
         source = self.array(node.inputs[0], depth + 1)
@@ -118,6 +126,29 @@ class Values:
             return self._changed(node, source)
         except (ValueError, TypeError, OverflowError, IndexError):
             raise UserError(f"its {node} does not fit its constant of shape {source.shape}") from None
+
+    def _few_numbers(self, node: Node, depth: int) -> np.ndarray | None:
+        """Return a small constant put together of others, as PyTorch's exporter writes the sides of a padding."""
+        arrays = [self.array(name, depth + 1) for name in node.inputs]
+        small = [array for array in arrays if array is not None and array.size <= MOST_NUMBERS]
+        if len(small) < len(arrays):
+            return None
+        try:
+            if node.kind == "Concat":
+                return np.concatenate(small, node.attributes["axis"])
+            if node.kind == "ConstantOfShape":
+                sides = _integers(small[0].tolist())
+                value = node.attributes.get("value")
+                filling = np.zeros(1, np.float32) if value is None else to_array(value, self._file.path)
+                return np.full(sides, filling.reshape(-1)[0]) if 0 <= math.prod(sides) <= MOST_NUMBERS else None
+            source, starts, ends, *more = small
+            axes, steps = more if len(more) == 2 else (np.arange(len(starts)), np.ones(len(starts), np.int64))
+            parts = [slice(None)] * source.ndim
+            for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+                parts[int(axis)] = slice(int(start), int(end), int(step))
+            return source[tuple(parts)]
+        except (KeyError, ValueError, TypeError, OverflowError, IndexError, UserError):
+            return None
 
     def _changed(self, node: Node, source: np.ndarray) -> np.ndarray | None:
         if node.kind == "Transpose":
