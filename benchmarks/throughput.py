@@ -16,8 +16,9 @@ Training is cross entropy and SGD without dropout: learning rate 0.0001, momentu
 Keras, whose weight decay has another definition). PyTorch uses its fastest options: fused SGD, inference_mode, both
 memory formats, torch.compile. On an accelerator the cells are in bfloat16, and float32 is not TF32.
 
-The command needs torch and torchvision, and keras for that arm. All processes of a cell exist at the same time: the
-seven of vgg16-224-train need more than 24 GiB.
+The command needs torch and torchvision, and keras for that arm. The arms onnxruntime, openvino, ncnn and mnn infer
+only; they need the extras export and engines. An arm whose package is missing is named and left out. All processes of a
+cell exist at the same time: with all arms of PyTorch and Keras, vgg16-224-train needs more than 24 GiB.
 """
 
 import argparse
