@@ -76,9 +76,8 @@ def test_activations_and_gradients_equal_torchvision(name, size, width, torchvis
         assert relative_error(ours[key], parameter.grad.numpy()) < 1e-11, key
 
 
-@pytest.mark.parametrize(
-    ("name", "width"), [("vgg11_bn", 256), *(pytest.param(name, 4096, marks=pytest.mark.slow) for name in NETWORKS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "width"), [("vgg11_bn", 256), *((name, 4096) for name in NETWORKS)])
 def test_float32_activations_and_classes_agree(name, width, torchvision):
     """Compare as users run the network: activations up to 1e-4, and the predicted class of 256 images."""
     torch.manual_seed(0)

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vgg_jax.ops.batch_parts import in_parts, number_of_parts
 from vgg_jax.ops.dense import Dense
 from vgg_jax.ops.geometry import PIXEL, Geometry
 from vgg_jax.ops.layers import FAST as FAST
 from vgg_jax.ops.layers import PLAIN as PLAIN
 from vgg_jax.ops.layers import Layers as Layers
 from vgg_jax.ops.normalization import local_response_norm
-from vgg_jax.ops.parts import in_parts, number_of_parts
 from vgg_jax.ops.pooling import adaptive_pool, average_pool_2x2, enlarge, square_windows
 from vgg_jax.ops.precision import PRECISIONS, of_network
 from vgg_jax.ops.sizes import surely
@@ -275,8 +275,7 @@ class VGG(nn.Module):
             return x
 
         x = jnp.asarray(images, self.dtype)
-        x, done = self._first_stages(x, set() if train or after else computed, average_pool)
-        computed -= done
+        x, computed = self._first_stages(x, computed, train or after is not None, average_pool)
         for stage in self.stages:
             run_stage = functools.partial(run, layers=stage)
             x = (nn.remat(run_stage) if self.remat else run_stage)(self, x)
@@ -284,15 +283,15 @@ class VGG(nn.Module):
             x = run(self, self._head_input(x), self.head)
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))
 
-    def _first_stages(self, x: jax.Array, computed: set[str], average_pool: bool) -> tuple[jax.Array, set[str]]:
-        """Return the output of the first two stages, computed in parts, and their layers; x if nothing is gained."""
+    def _first_stages(self, x: jax.Array, computed: set[str], whole: bool, average_pool: bool) -> tuple[Any, set[str]]:
+        """Return the output of the first two stages, computed in parts, and the layers that remain to be computed."""
         layers = [layer.name for stage in self.stages[:2] for layer in stage]
         parts = number_of_parts(x, self.stages[0][0].features)
         records = self.is_initializing() or self.is_mutable_collection("intermediates")
-        if parts == 1 or records or "perturbations" in self.variables or not computed > set(layers):
-            return x, set()
+        if whole or parts == 1 or records or "perturbations" in self.variables or not computed > set(layers):
+            return x, computed
         first: Any = functools.partial(self.clone(parent=None).apply, last_layer=layers[-1], average_pool=average_pool)
-        return in_parts(first, self.variables, x, parts).astype(self.dtype), set(layers)
+        return in_parts(first, self.variables, x, parts).astype(self.dtype), computed - set(layers)
 
     def _head_input(self, x: jax.Array) -> jax.Array:
         """Return the flattened pool of the last map (N, D), or with `conv_head` its windows (N, H, W, D)."""

@@ -70,6 +70,7 @@ def check_table(output, figures):
     return result["arms"]
 
 
+@pytest.mark.slow
 def test_command_on_a_tiny_cell(torchvision, tmp_path):
     """Runs real processes; the arms agree before they are timed."""
     command = [sys.executable, "benchmarks/throughput.py", "--cells", "vgg11-32-train", "--batch-size", "2"]

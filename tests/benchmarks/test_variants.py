@@ -13,7 +13,7 @@ def test_variants_prints_a_row_for_each_form(narrow, capsys):
     forms = {part: [form for _, p, form, *_ in rows if p == part] for part in ("crop", "pool", "norm", "finite")}
     assert forms == {
         "crop": ["call", "slices", "gathers", "products", "selections"],
-        "pool": ["call", "slices", "window", "reshape"],
+        "pool": ["call", "slices", "window", "reshape", "index"],
         "norm": ["call", "rows", "two_passes", "maps", "whole", "before"],
         "finite": ["call", "product", "each", "stacked"],
     }

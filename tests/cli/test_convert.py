@@ -34,6 +34,7 @@ def test_pth_keeps_what_the_source_states(tmp_path, torchvision, capsys):
         convert(str(tmp_path / "a.safetensors"), str(tmp_path / "c.pth"), check=True)
 
 
+@pytest.mark.slow
 def test_converted_weights_match_torchvision(tmp_path, torchvision, capsys):
     torch.manual_seed(0)
     net = torchvision.models.vgg11_bn(weights=None, num_classes=6, init_weights=False)

@@ -121,6 +121,7 @@ def test_bar_is_silent_off_a_terminal(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_commands_print_no_warning_of_a_library(run, data_dir, tmp_path):
     """A run that resumes, then each command: standard error is empty but for notes, also for torch's files."""
     workdir = str(run[0])

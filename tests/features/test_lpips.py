@@ -210,7 +210,7 @@ def test_float32_distances_equal_those_of_the_package(single, reference):
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", ["equal", "black", "dead channel"])
+@pytest.mark.parametrize("case", [pytest.param("equal", marks=pytest.mark.slow), "black", "dead channel"])
 def test_gradients_are_finite(single, dtype, case):
     model, variables = single
     model = model.clone(dtype=jnp.dtype(dtype))
@@ -230,6 +230,7 @@ def test_gradients_are_finite(single, dtype, case):
     assert (value == 0) == (case == "equal")
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_values_and_order(single):
     """Within 2 %; the order of pairs that differ by more than 5 % is kept."""
     model, variables = single

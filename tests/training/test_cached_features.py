@@ -65,8 +65,9 @@ def assert_same(first, second):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize("resident", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["resident", "streamed"])
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
 def test_run_on_cached_features_equals_one_without(resident, folder, tmp_path, monkeypatch, capsys):
     """On eight devices, and with the tests' compiler options, XLA orders sums by what is fused around them."""
     if not resident:

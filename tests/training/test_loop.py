@@ -45,6 +45,7 @@ def losses_of(run, inputs):
     return losses
 
 
+@pytest.mark.slow
 def test_built_run_trains_as_the_command_does(config, mesh, monkeypatch, tmp_path):
     config = dataclasses.replace(config, whitening=True)
     monkeypatch.setattr(loop, "make_mesh", lambda: mesh)

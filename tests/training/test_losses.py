@@ -165,6 +165,7 @@ def test_run_with_several_labels_learns_and_reports_accuracy(several, tmp_path):
     assert last["accuracy"] > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("narrow")
 def test_regression_reports_rmse_and_keeps_the_best(numbers, tmp_path, capsys):
     config = shapes_config(numbers, "halves", "squared_error", num_epochs=4)

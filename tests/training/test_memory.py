@@ -133,12 +133,13 @@ def write_folders(root, size, count):
 
 
 @needs_linux
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "batch_size", "fields"),
     [
         pytest.param(16, 64, ("model.depth=11", *SMALL_IMAGES), id="vgg11_bn-16"),
-        pytest.param(32, 64, ("model.depth=11",), id="vgg11_bn-32", marks=pytest.mark.slow),
-        pytest.param(32, 128, ("model.depth=16",), id="vgg16_bn-32", marks=pytest.mark.slow),
+        pytest.param(32, 64, ("model.depth=11",), id="vgg11_bn-32"),
+        pytest.param(32, 128, ("model.depth=16",), id="vgg16_bn-32"),
         pytest.param(
             224,
             8,
@@ -147,7 +148,6 @@ def write_folders(root, size, count):
                 *("data.image_size=224", "data.resize=224", "eval_batch_size=8", "optimizer.learning_rate=1e-4"),
             ),
             id="vgg16-224",
-            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -70,6 +70,7 @@ def assert_same_losses(actual, expected):
         assert loss == pytest.approx(reference, rel=1e-5), (kind, step)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_and_one_resumes_after_a_kill(data_dir, tmp_path):
     with two_processes(tmp_path / "two", data_dir, "num_epochs=1") as (first, second):
         wait_for(first, "step 6/9")

@@ -177,6 +177,7 @@ def run_with_nan_pixels(first, last, workdir, data_dir):
     )
 
 
+@pytest.mark.slow
 def test_nan_pixels_are_skipped_or_stop_the_run(data_dir, tmp_path):
     """The run stops after too many skipped steps in a row, and its last checkpoint is finite; fewer are skipped."""
     process = run_with_nan_pixels(6, 999, tmp_path, data_dir)

@@ -42,6 +42,7 @@ def config(data_dir, narrow):
     )
 
 
+@pytest.mark.slow
 def test_tracker_receives_what_the_files_hold(config, tmp_path, capsys):
     tracker = Memory()
     assert isinstance(tracker, Tracker)
