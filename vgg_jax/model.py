@@ -288,8 +288,8 @@ class VGG(nn.Module):
         layers = [layer.name for stage in self.stages[:2] for layer in stage]
         parts = number_of_parts(x, self.stages[0][0].features)
         records = self.is_initializing() or self.is_mutable_collection("intermediates")
-        slow = self.layers.conv is not FAST.conv or x.dtype.itemsize < 4  # XLA's own convolution, in a loop
-        if whole or slow or parts == 1 or records or "perturbations" in self.variables or not computed > set(layers):
+        other = self.layers.conv is not FAST.conv or x.dtype.itemsize < 4  # parts are made for the fast convolution
+        if whole or other or parts == 1 or records or "perturbations" in self.variables or not computed > set(layers):
             return x, computed
         first: Any = functools.partial(self.clone(parent=None).apply, last_layer=layers[-1], average_pool=average_pool)
         return in_parts(first, self.variables, x, parts).astype(self.dtype), computed - set(layers)
