@@ -107,9 +107,10 @@ def test_resumed_run_has_the_same_batches_and_states(every, data_dir, tmp_path):
         assert_equal(state, states[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "steps"),
-    [((2, 1), 6), pytest.param((8, 1, 4, 2), STEPS, marks=pytest.mark.slow)],
+    [((2, 1), 6), ((8, 1, 4, 2), STEPS)],
     ids=["2-1", "8-1-4-2"],
 )
 def test_run_resumed_on_other_devices_has_the_same_losses(devices, steps, x64, data_dir, tmp_path):
