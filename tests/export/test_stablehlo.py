@@ -162,8 +162,8 @@ def exact_logits(net, images):
 def test_full_program_gives_the_logits(tmp_path, monkeypatch):
     """XLA compiles weights that are constants in another way than arguments, so the network is compiled in both ways.
 
-    The orders of the sums in float32 differ: by 3.0e-6 for one image, of which 2.7e-6 is the error of the network with
-    arguments against float64 and 1.3e-6 that with constants.
+    The orders of the sums in float32 differ: by 3.0e-6 for one image. Against float64 the network has an error of
+    2.7e-6 with arguments and of 1.3e-6 with constants.
     """
     monkeypatch.setenv("XLA_FLAGS", "")
     net = network(IMAGENET, depth=16, num_classes=1000, pool_size=7, hidden=(4096, 4096))

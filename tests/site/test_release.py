@@ -42,7 +42,6 @@ def test_tag_of_another_version_is_refused(release_version, tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_built_distributions_have_their_files(tmp_path):
-    pytest.importorskip("build")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path, ROOT]
     subprocess.run(command, check=True, capture_output=True)
     assert distributions.main(tmp_path) == 0
