@@ -117,6 +117,8 @@ def line(row: dict[str, Any]) -> str:
 def write(options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
     """Write both result files."""
     stated = environment()
+    shared = [f"{options.jobs} classifiers shared the machine, so their seconds are no measurement of speed."]
+    shared = shared if options.jobs > 1 else []
     with open(os.path.join(options.out, "probe.json"), "w") as file:
         json.dump({"rows": found, **stated}, file, indent=1)
     lines = [
@@ -126,6 +128,7 @@ def write(options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
         f"`{options.classifier}` of `vgg-jax probe`.",
         "C is chosen on a fifth of the training images. The seconds of the extraction are those of all layers",
         "together, of the process that completed it.",
+        *shared,
         "",
         "| after | images | features | accuracy | 95 % interval | C | extraction | classifier |",
         "|---" * 8 + "|",

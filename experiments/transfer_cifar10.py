@@ -9,7 +9,7 @@ sizes: configs/transfer_64.py with 10, 100, 1,000 and all images of each class, 
 configs/cifar10_short.py on the same images for as many seconds. The seconds of transfer include its features. They come
 from the images per second of features, head and network, measured first, one after the other, on all images.
 fine_tuning: stage 5 trains with a tenth of the rate of the head, beside the head alone, on all images.
-habits: configs/cifar10_short.py on a part of the images, each time with another habit of the trainer.
+habits: configs/cifar10_short.py with VGG-11 on a part of the images, each time with another habit of the trainer.
 
 The tables and the picture are drawn from the JSON file, also by --draw alone.
 """
@@ -32,7 +32,7 @@ from vgg_jax import AUTHORS, load
 NAME = "transfer_cifar10"
 EPOCHS = {10: 100, 100: 40, 1000: 20, 0: 10}  # of the head, by images of each class; 0: all images
 CALIBRATION_EPOCHS = {"scratch": 2, "frozen": 3}  # the last one is timed
-HABITS = {
+HABITS = {  # of VGG-11, because the differences of a short run count, not its accuracy
     "none": (),
     "mixup": ("mixup=0.2",),
     "cutmix": ("cutmix=1.0",),
@@ -168,7 +168,7 @@ class Experiment:
         """Return the figures of a short run with each habit."""
         size = f"data.images_per_class={self.options.habit_images}"
         epochs = self.options.habit_epochs
-        fields = [size, f"num_epochs={epochs}", f"optimizer.warmup_epochs={epochs / 5}"]
+        fields = ["model.depth=11", size, f"num_epochs={epochs}", f"optimizer.warmup_epochs={epochs / 5}"]
         calls = [
             functools.partial(self.run, f"habit-{name.replace(' ', '_')}", "cifar10_short.py", [*fields, *overrides])
             for name, overrides in HABITS.items()
@@ -220,7 +220,7 @@ def run_lines(title: str, runs: dict[str, Any]) -> list[str]:
 
 def report(directory: str, result: dict[str, Any]) -> None:
     """Write the tables, and draw the picture of the sizes."""
-    lines = ["# Transfer to CIFAR-10", "", *shared(result.get("jobs", 1))]
+    lines = ["# Transfer to CIFAR-10", "", *shared(result.get("jobs", 1))[:-1]]
     lines += size_lines(result["sizes"]) if result.get("sizes") else []
     if result.get("fine_tuning"):
         lines += run_lines("The last stage at a tenth of the rate", result["fine_tuning"])
