@@ -11,12 +11,11 @@ from the images per second of features, head and network, measured first, one af
 fine_tuning: stage 5 trains with a tenth of the rate of the head, beside the head alone, on all images.
 habits: configs/cifar10_short.py with VGG-11 on a part of the images, each time with another habit of the trainer.
 
-The tables and the picture are drawn from the JSON file, also by --draw alone.
+Each part has its result files, transfer_cifar10_PART.json and .md. A picture shows the sizes.
 """
 
 import argparse
 import functools
-import json
 import os
 import re
 import statistics
@@ -218,17 +217,17 @@ def run_lines(title: str, runs: dict[str, Any]) -> list[str]:
     return lines
 
 
-def report(directory: str, result: dict[str, Any]) -> None:
-    """Write the tables, and draw the picture of the sizes."""
-    lines = ["# Transfer to CIFAR-10", "", *shared(result.get("jobs", 1))[:-1]]
-    lines += size_lines(result["sizes"]) if result.get("sizes") else []
-    if result.get("fine_tuning"):
-        lines += run_lines("The last stage at a tenth of the rate", result["fine_tuning"])
-    if result.get("habits"):
-        lines += run_lines("What each habit changes in a short run", result["habits"])
-    write(directory, NAME, result, lines)
-    if result.get("sizes"):
-        draw(os.path.join(directory, NAME + ".png"), result["sizes"], result["all_images"])
+def report(directory: str, part: str, found: Any, settings: dict[str, Any]) -> None:
+    """Write the table of a part, and draw the picture of the sizes."""
+    lines = ["# Transfer to CIFAR-10", "", *shared(settings["jobs"])[:-1]]
+    titles = {
+        "fine_tuning": "The last stage at a tenth of the rate",
+        "habits": "What each habit changes in a short run",
+    }
+    lines += size_lines(found) if part == "sizes" else run_lines(titles[part], found)
+    write(directory, f"{NAME}_{part}", {**settings, "runs": found}, lines)
+    if part == "sizes":
+        draw(os.path.join(directory, f"{NAME}_{part}.png"), found, settings["all_images"])
 
 
 def draw(path: str, rows: list[dict[str, Any]], all_images: int) -> None:
@@ -261,8 +260,9 @@ def draw(path: str, rows: list[dict[str, Any]], all_images: int) -> None:
 def main() -> None:
     """Train the missing runs, and write the tables and the picture."""
     options = parser(__doc__ or "", NAME)
-    options.add_argument("--weights", help="the authors' convolutions")
-    options.add_argument("--parts", nargs="*", default=["sizes", "fine_tuning", "habits"])
+    options.add_argument("--weights", required=True, help="the authors' convolutions")
+    parts = ["sizes", "fine_tuning", "habits"]
+    options.add_argument("--parts", nargs="+", choices=parts, default=parts)
     options.add_argument(
         "--sizes", nargs="*", type=int, default=[10, 100, 1000, 0], help="images of each class; 0: all"
     )
@@ -273,20 +273,10 @@ def main() -> None:
     options.add_argument("--habit-epochs", type=float, default=8.0)
     options.add_argument("--train-split", default="train")
     options.add_argument("--eval-split", default="test")
-    options.add_argument("--draw", action="store_true", help="only read the JSON file and draw again")
     arguments = options.parse_args()
-    path = os.path.join(arguments.out, NAME + ".json")
-    result: dict[str, Any] = {}
-    if os.path.exists(path):
-        with open(path) as file:
-            result = {key: value for key, value in json.load(file).items() if key not in ("machine", "versions")}
-    if not arguments.draw:
-        experiment = Experiment(arguments)
-        result |= {"all_images": arguments.all_images, "jobs": arguments.jobs}
-        for part in arguments.parts:
-            result[part] = getattr(experiment, part)()
-            report(arguments.out, result)
-    report(arguments.out, result)
+    experiment, settings = Experiment(arguments), {"all_images": arguments.all_images, "jobs": arguments.jobs}
+    for part in arguments.parts:
+        report(arguments.out, part, getattr(experiment, part)(), settings)
 
 
 if __name__ == "__main__":
