@@ -25,6 +25,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from experiments.cifar10_runs import commands, data_fields, figures, parser, train, write
 from vgg_jax import AUTHORS, load
+from vgg_jax.look import picture
 
 NAME = "transfer_cifar10"
 EPOCHS = {10: 100, 100: 40, 1000: 20, 0: 10}  # of the head, by images of each class; 0: all images
@@ -202,29 +203,26 @@ def report(directory: str, result: dict[str, Any]) -> None:
 
 def draw(path: str, rows: list[dict[str, Any]], all_images: int) -> None:
     """Draw the accuracies over the images of each class."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
     sizes = list(dict.fromkeys(row["images_per_class"] for row in rows))
     places = [size or all_images for size in sizes]
-    for kind, label in (("frozen", "frozen ImageNet features, new head"), ("scratch", "from scratch, same time")):
-        values = [[100 * r[kind]["accuracy"] for r in rows if r["images_per_class"] == size] for size in sizes]
-        means = [statistics.mean(v) for v in values]
-        errors = [
-            [m - min(v) for m, v in zip(means, values, strict=True)],
-            [max(v) - m for m, v in zip(means, values, strict=True)],
-        ]
-        axes.errorbar(places, means, errors, fmt="o-", capsize=3, label=label)
-    axes.set_xscale("log")
-    axes.set_xticks(places, [str(place) for place in places])
-    axes.minorticks_off()
-    axes.set(
-        xlabel="images of each class", ylabel="test accuracy, %", title="CIFAR-10, JPEG copy: transfer and scratch"
-    )
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=110)
+    with picture(path, (7, 4.5)) as figure:
+        axes = figure.subplots()
+        for kind, label in (("frozen", "frozen ImageNet features, new head"), ("scratch", "from scratch, same time")):
+            values = [[100 * r[kind]["accuracy"] for r in rows if r["images_per_class"] == size] for size in sizes]
+            means = [statistics.mean(v) for v in values]
+            errors = [
+                [m - min(v) for m, v in zip(means, values, strict=True)],
+                [max(v) - m for m, v in zip(means, values, strict=True)],
+            ]
+            axes.errorbar(places, means, errors, fmt="o-", capsize=3, label=label)
+        axes.set_xscale("log")
+        axes.set_xticks(places, [str(place) for place in places])
+        axes.minorticks_off()
+        axes.set(
+            xlabel="images of each class", ylabel="test accuracy, %", title="CIFAR-10, JPEG copy: transfer and scratch"
+        )
+        axes.grid()
+        axes.legend()
 
 
 def main() -> None:
