@@ -184,6 +184,11 @@ def seconds_of(programs: dict[str, Any], values: tuple[Any, ...], rounds: int) -
     return seconds
 
 
+def rounded(value: float) -> float:
+    """Return a figure with four digits."""
+    return float(f"{value:.4g}")
+
+
 def product_rate(rounds: int) -> float:
     """Return the GFLOP/s of a large matrix product of float32."""
     a = jnp.ones((PRODUCT, PRODUCT))
@@ -193,14 +198,17 @@ def product_rate(rounds: int) -> float:
 
 def speeds(case: str, part: str, rounds: int) -> dict[str, Any]:
     """Return the rates of all shapes of a case, and print a row for each."""
-    found: dict[str, Any] = {"product_gflops": product_rate(max(rounds, 1)), "layers": []}
+    found: dict[str, Any] = {"product_gflops": rounded(product_rate(max(rounds, 1))), "layers": []}
     for shape in shapes(case):
         values = arguments(shape)
         programs = {name: program(shape, name, method, part, values) for name, method in arms(shape).items()}
         work = shape.flops * (2 if part == "backward" and not shape.is_first else 1) / 1e9
         seconds = seconds_of(programs, values, max(rounds, 1))
         rates = {
-            name: {"gflops": work / statistics.median(times), "range": [work / max(times), work / min(times)]}
+            name: {
+                "gflops": rounded(work / statistics.median(times)),
+                "range": [rounded(work / max(times)), rounded(work / min(times))],
+            }
             for name, times in seconds.items()
         }
         found["layers"].append({"shape": shape._asdict(), "methods": rates})
@@ -223,7 +231,7 @@ def errors(case: str) -> dict[str, Any]:
         row = {}
         for name, method in methods_of.items():
             actual = np.asarray(jax.jit(method)(*arguments(shape)[:3]), np.float64)
-            row[name] = float(abs(actual - expected).max() / abs(expected).max())
+            row[name] = rounded(abs(actual - expected).max() / abs(expected).max())
         found["layers"].append({"shape": shape._asdict(), "errors": row})
         shown = "  ".join(f"{name} {error:.1e}" for name, error in row.items())
         print(f"{case} error  {shape.name}  {shown}", flush=True)
@@ -237,9 +245,10 @@ def save(path: str, case: str, part: str, found: dict[str, Any]) -> None:
         with open(path) as file:
             report = json.load(file)
     about = circumstances(jax.devices()[0].platform, jax.devices()[0].device_kind)
-    about["versions"] = {name: about["versions"][name] for name in ("python", "jax", "jaxlib", "numpy")}
+    versions = {name: about["versions"][name] for name in ("python", "jax", "jaxlib", "numpy")}
+    machine = {name: about[name] for name in ("processor", "cores", "platform", "flags")}
     command = shlex.join(["python", "benchmarks/convolutions.py", *sys.argv[1:]])
-    report["results"].setdefault(case, {})[part] = {**about, "command": command, **found}
+    report["results"].setdefault(case, {})[part] = {**machine, "versions": versions, "command": command, **found}
     with open(path, "w") as file:
         json.dump(report, file, indent=1)
         file.write("\n")

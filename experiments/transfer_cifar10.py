@@ -197,12 +197,14 @@ def report(directory: str, result: dict[str, Any]) -> None:
     if result.get("habits"):
         lines += run_lines("What each habit changes in a short run", result["habits"])
     write(directory, NAME, result, lines)
-    if result.get("sizes"):
-        draw(os.path.join(directory, NAME + ".png"), result["sizes"], result["all_images"])
+    draw(os.path.join(directory, NAME + ".png"), result)
 
 
-def draw(path: str, rows: list[dict[str, Any]], all_images: int) -> None:
-    """Draw the accuracies over the images of each class."""
+def draw(path: str, result: dict[str, Any]) -> None:
+    """Draw the accuracies over the images of each class, if a result has them."""
+    rows, all_images = result.get("sizes"), result["all_images"]
+    if not rows:
+        return
     sizes = list(dict.fromkeys(row["images_per_class"] for row in rows))
     places = [size or all_images for size in sizes]
     with picture(path, (7, 4.5)) as figure:
