@@ -270,7 +270,7 @@ def test_card_and_figures_exclude_each_other(narrow, tmp_path):
 def test_folder_section_of_the_page_runs(narrow_timm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     network().save("vgg11.safetensors")
-    found = run_page("hub.md", "vgg11-folder")
+    found = run_page("hub.md", "vgg11-folder", "measured-folder")
     assert tuple(found["names"]) == found["same"].classes == NAMES
 
 

@@ -10,7 +10,7 @@ import sys
 import matplotlib.figure
 import pytest
 
-from docs import directives, pictures
+from docs import architecture, directives
 from vgg_jax.__main__ import SUBCOMMANDS
 from vgg_jax.model import TABLE_1
 
@@ -89,7 +89,7 @@ def test_documented_commands_can_be_parsed(capsys):
 
 def test_picture_of_the_columns_has_every_layer():
     figure = matplotlib.figure.Figure()
-    pictures.columns(figure)
+    architecture.draw_columns(figure)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert sum(text.startswith("conv") for text in texts) == sum(map(len, sum(TABLE_1.values(), ())))
     assert texts.count("conv 1x1, 512") == 2 and texts.count("LRN") == 1
