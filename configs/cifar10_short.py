@@ -5,7 +5,7 @@ rises for a fifth of the run and falls linearly to zero, random crops of an imag
 over fewer updates. Column A, B or E: --config.model.depth=11, 13 or 19.
 Command: python train.py --config configs/cifar10_short.py
 Cost: 2.5 hours on 2 cores of an AMD EPYC, computed from 139.6 images/s (docs/performance.md).
-Result: not yet measured. experiments/cifar10_final.py measures it on a JPEG copy of CIFAR-10.
+Result: open, see docs/benchmarks.md. experiments/cifar10_final.py measures it on a JPEG copy of CIFAR-10.
 """
 
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig

@@ -3,8 +3,8 @@
 Source: the head of transfer-learning tutorials, 4096, 1024 and one output for each class (Adam, 1e-3), on the paper
 authors' convolutions. The features of each view and of its horizontal flip are cached on disk, so only the head trains.
 Command: python train.py --config configs/transfer_64.py
-Cost: not yet measured; the features cost one forward pass of each image and of its flip.
-Result: not yet measured; experiments/transfer_cifar10.py measures it on a JPEG copy of CIFAR-10.
+Cost: open, see docs/benchmarks.md; the features cost one forward pass of each image and of its flip.
+Result: open, see docs/benchmarks.md; experiments/transfer_cifar10.py measures it on a JPEG copy of CIFAR-10.
 """
 
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig

@@ -42,8 +42,15 @@ def test_lines_beside_the_paper_are_in_the_files():
 
 
 def test_open_measurements_are_on_one_page():
-    found = [str(path.relative_to(ROOT)) for path in PAGES if "not yet measured" in path.read_text().lower()]
-    assert found == ["docs/benchmarks.md"]
+    folders = ("vgg_jax", "configs", "benchmarks", "experiments")
+    code = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    found = {str(path.relative_to(ROOT)) for path in [*PAGES, *code] if "not yet measured" in words_of(path)}
+    assert found == {"docs/benchmarks.md"}
+
+
+def words_of(path):
+    """Return the words of a file in small letters, with one blank between them."""
+    return " ".join(path.read_text().lower().replace("#", " ").split())
 
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)
