@@ -31,7 +31,7 @@ STYLE: dict[str, Any] = {
 
 
 @contextlib.contextmanager
-def picture(path: str | os.PathLike[str], size: tuple[float, float], dpi: int = 120) -> Iterator[Any]:
+def picture(path: str | os.PathLike[str], size: tuple[int | float, int | float], dpi: int = 120) -> Iterator[Any]:
     """Give a `matplotlib.figure.Figure` in the look of all pictures, and write it at the end of the block.
 
     Matplotlib's settings of the process stay as they are. After an error in the block, no file is written.

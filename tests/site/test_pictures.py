@@ -8,7 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from docs import directives, pictures, speed
+from docs import build, directives, pictures, speed
+from vgg_jax import look
 from vgg_jax.look import picture
 
 ROOT = pictures.ROOT
@@ -76,6 +77,15 @@ def test_picture_leaves_the_settings_of_matplotlib(tmp_path):
         figure.subplots()
         assert not matplotlib.rcParams["axes.spines.top"]
     assert matplotlib.rcParams == before
+
+
+def test_notebooks_have_the_same_look(tmp_path):
+    (tmp_path / "matplotlibrc").write_text(build.matplotlibrc())
+    found = matplotlib.rc_params_from_file(tmp_path / "matplotlibrc", use_default_template=False)
+    assert found.pop("axes.prop_cycle").by_key()["color"] == [color.removeprefix("#") for color in look.COLORS]
+    assert set(found) == set(look.STYLE)
+    assert found["axes.edgecolor"] == look.STYLE["axes.edgecolor"].removeprefix("#")
+    assert found["figure.facecolor"] == "white"
 
 
 def test_failed_picture_leaves_no_file(tmp_path):
