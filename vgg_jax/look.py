@@ -52,7 +52,8 @@ def picture(path: str | os.PathLike[str], size: tuple[int | float, int | float],
     import matplotlib
     import matplotlib.figure
 
-    with matplotlib.rc_context({**STYLE, "axes.prop_cycle": cycler.cycler(color=COLORS)}):
+    settings: Any = {**STYLE, "axes.prop_cycle": cycler.cycler(color=COLORS)}
+    with matplotlib.rc_context(settings):
         figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
         yield figure
         metadata = {"Date": None} if os.fspath(path).endswith(".svg") else None  # equal files on every day

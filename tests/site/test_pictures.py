@@ -82,9 +82,9 @@ def test_picture_leaves_the_settings_of_matplotlib(tmp_path):
 def test_notebooks_have_the_same_look(tmp_path):
     (tmp_path / "matplotlibrc").write_text(build.matplotlibrc())
     found = matplotlib.rc_params_from_file(tmp_path / "matplotlibrc", use_default_template=False)
-    assert found.pop("axes.prop_cycle").by_key()["color"] == [color.removeprefix("#") for color in look.COLORS]
-    assert set(found) == set(look.STYLE)
-    assert found["axes.edgecolor"] == look.STYLE["axes.edgecolor"].removeprefix("#")
+    assert tuple(found["axes.prop_cycle"].by_key()["color"]) == look.COLORS
+    assert set(found) == {*look.STYLE, "axes.prop_cycle"}
+    assert found["axes.edgecolor"] == look.STYLE["axes.edgecolor"]
     assert found["figure.facecolor"] == "white"
 
 
