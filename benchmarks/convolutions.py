@@ -36,11 +36,11 @@ from jax import lax
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.throughput import circumstances
-from vgg_jax import VGG
 from vgg_jax.model import TABLE_1
 from vgg_jax.ops import methods
 from vgg_jax.ops.bilinear import conv_by_method, conv_by_xla
 from vgg_jax.ops.conv3x3 import conv3x3
+from vgg_jax.runtime import apply_defaults
 
 POINTS = {
     "F(2x2): 0, 1, -1": (2, (0.0, 1.0, -1.0)),
@@ -108,7 +108,7 @@ def by_tiles(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: int, points
     transform = jnp.asarray(np.einsum("ri,sj->srij", g, g).reshape(size * size, 9), x.dtype)  # as in `data`
     kernels = jnp.tensordot(transform, kernel.reshape(9, channels, -1), 1)
 
-    def along(x: jax.Array, axis: int, matrix: jax.Array, count: int) -> jax.Array:
+    def along(x: jax.Array, axis: int, matrix: np.ndarray, count: int) -> jax.Array:
         parts = [lax.slice_in_dim(x, i, i + rows * (count - 1) + 1, rows, axis) for i in range(size)]
         return weighted(matrix, parts, 0)
 
@@ -262,7 +262,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="%(default)s")
     parser.add_argument("--json", help="file for the figures")
     options = parser.parse_args(words)
-    assert VGG  # its import has applied the settings of a user's program
+    apply_defaults()
     for case in options.cases:
         for part in options.parts:
             found = errors(case) if part == "error" else speeds(case, part, options.rounds)

@@ -127,7 +127,7 @@ def report(runs: dict[str, dict[str, Any]], form: dict[str, Any], settings: dict
     draw(os.path.join(out, "cifar10_comparison.png"), {"runs": runs})
 
 
-def draw(path: str, result: dict[str, Any]) -> None:
+def draw(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
     """Draw the accuracy after each epoch of all runs of a result file."""
     curves = {name: run["eval"] for name, run in result["runs"].items()}
     draw_curves(path, curves, "5,000 held-out images, JPEG copy of CIFAR-10")

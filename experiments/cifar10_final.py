@@ -20,7 +20,7 @@ from vgg_jax.look import FAINT, INK, picture
 BATCH = 128
 
 
-def draw(path: str, result: dict[str, Any]) -> None:
+def draw(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
     """Draw the curves, the confusion matrix and the accuracy of each class."""
     flipped = result["test"]["flip"]
     with picture(path, (14, 4.6), dpi=100) as figure:

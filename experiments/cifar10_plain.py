@@ -48,7 +48,7 @@ def report(results: dict[str, dict[str, Any]], settings: dict[str, Any], out: st
     draw(os.path.join(out, "cifar10_plain.png"), {"runs": results})
 
 
-def draw(path: str, result: dict[str, Any]) -> None:
+def draw(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
     """Draw the accuracy after each epoch of all runs of a result file."""
     curves = {name: run["eval"] for name, run in result["runs"].items()}
     draw_curves(path, curves, "1,000 held-out images, JPEG copy of CIFAR-10")

@@ -107,7 +107,7 @@ def write(directory: str, name: str, result: dict[str, Any], lines: Sequence[str
         file.write("\n".join([lines[0], "", *table(found), f"Data: {SOURCE}.", *lines[1:]]) + "\n")
 
 
-def draw_curves(path: str, curves: dict[str, dict[str, Sequence[float]]], title: str) -> None:
+def draw_curves(path: str | os.PathLike[str], curves: dict[str, dict[str, Sequence[float]]], title: str) -> None:
     """Draw curves of accuracy over epochs; each has `epoch` and `accuracy`."""
     with picture(path, (8, 4.5)) as figure:
         axes = figure.subplots()

@@ -156,7 +156,7 @@ def memory_of(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def draw(path: str, result: dict[str, Any]) -> None:
+def draw(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
     """Draw the memory of both runs over time, with a line at each start of a process."""
     with picture(path, (9, 4)) as figure:
         axes = figure.subplots()

@@ -200,7 +200,7 @@ def report(directory: str, result: dict[str, Any]) -> None:
     draw(os.path.join(directory, NAME + ".png"), result)
 
 
-def draw(path: str, result: dict[str, Any]) -> None:
+def draw(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
     """Draw the accuracies over the images of each class, if a result has them."""
     rows, all_images = result.get("sizes"), result["all_images"]
     if not rows:
