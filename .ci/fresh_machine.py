@@ -163,7 +163,10 @@ def main(words: list[str] | None = None) -> int:
     folder = options.folder or pathlib.Path(tempfile.mkdtemp(prefix="fresh-"))
     folder = folder.resolve()
     version = [options.python, "-c", "import sys; print(sys.executable, sys.version.split()[0])"]
-    python, number = subprocess.run(version, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    try:
+        python, number = subprocess.run(version, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        parser.error(f"{options.python} does not run ({error}); expected a Python: pass its path")
     try:
         wheels = build_wheel(folder)
         for name in options.pages:

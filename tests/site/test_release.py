@@ -87,7 +87,8 @@ def test_users_program_is_typed_against_the_wheel(tmp_path):
     subprocess.run(build, check=True, capture_output=True)
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     python, (wheel,) = venv / "bin" / "python", wheels.glob("*.whl")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, check=True, **TEXT)
     (own,) = venv.glob("lib/python*/site-packages")
     (own / "environment.pth").write_text(sysconfig.get_path("purelib") + "\n")
     where = subprocess.run([python, "-c", "import vgg_jax; print(vgg_jax.__file__)"], cwd=tmp_path, **TEXT)
