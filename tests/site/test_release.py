@@ -75,7 +75,7 @@ Network(model, variables, CIFAR10, classes=("cat", "dog")).save("small.safetenso
 net: Network = load("small.safetensors")
 for prediction in net.predict(["photo.jpg"], top=2):
     print(prediction.names[0].upper(), float(prediction.probabilities[0]))
-maps: dict[str, jax.Array] = net.features(["photo.jpg"], layers=("relu1_2",))
+height: int = net.features(["photo.jpg"], layers=("relu1_2",))["relu1_2"].shape[1]
 """
 
 
