@@ -51,6 +51,7 @@ def test_matrices_are_those_of_vgg_jax():
         np.testing.assert_allclose(actual, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_file_has_the_figures_of_each_part(two_layers, tmp_path, capsys):
     path = tmp_path / "figures.json"
     convolutions.main(["--cases", "4:1", "--rounds", "1", "--json", str(path)])
