@@ -61,7 +61,7 @@ PICTURES = [
     of_experiment("cifar10_search", cifar10_search.draw),
     of_experiment("cifar10_plain", cifar10_plain.draw),
     of_experiment("cifar10_comparison", cifar10_comparison.draw),
-    of_experiment("transfer_cifar10", transfer_cifar10.draw),
+    of_experiment("transfer_cifar10_sizes", transfer_cifar10.draw),
     of_experiment("interruptions", interruptions.draw),
 ]
 

@@ -1,19 +1,30 @@
-"""Plain VGG-16 and VGG-19 on CIFAR-10: python experiments/cifar10_plain.py DATA [--runs-dir DIR] [--only D E ...]
+"""Plain VGG-16 and VGG-19 on CIFAR-10: python experiments/cifar10_plain.py DATA [--runs-dir DIR] [--only D E]
 
 Trains configs/cifar10_plain.py, without batch norm: net A for 4 epochs, VGG-16 (D) for 12 and VGG-19 (E) for 4, the
 last two from torchvision's initialization and from net A as in section 3.1 of the paper. Trains on 49,000 training
 images of the folder DATA, evaluates on the other 1,000 after each epoch, and once at the end on the 10,000 test
-images. The same command resumes; a finished run is not repeated. Writes cifar10_plain.json and .md, and draws
-cifar10_plain.png.
+images. The same command resumes; a finished run is not repeated. --jobs runs several side by side. Writes
+cifar10_plain.json and .md, and draws cifar10_plain.png.
 """
 
+import functools
 import os
 import sys
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from experiments.cifar10_runs import data_fields, draw_curves, figures, is_finished, parser, train, write
+from experiments.cifar10_runs import (
+    data_fields,
+    draw_curves,
+    figures,
+    is_finished,
+    parser,
+    shared,
+    side_by_side,
+    train,
+    write,
+)
 from experiments.cifar10_test import save_network, test_figures
 
 BATCH = 64
@@ -39,6 +50,7 @@ def report(results: dict[str, dict[str, Any]], settings: dict[str, Any], out: st
         f"`configs/cifar10_plain.py`, no batch norm, {settings['images']:,} training images, seed 0. The last column",
         "gives the seconds of training in an epoch.",
         "",
+        *shared(settings["jobs"]),
         "| network | from | held-out training images after each epoch, % | test images | with horizontal flip | s |",
         "|---|---|---|---|---|---|",
         *rows,
@@ -62,10 +74,10 @@ def main() -> None:
     options.add_argument("--shortened", type=float, default=1, help="factor of all epochs, to try the command")
     chosen = options.parse_args()
     workdirs = {name: os.path.join(chosen.runs_dir, name) for name in RUNS}
-    settings = {"images": chosen.images, "shortened": chosen.shortened, "seed": 0}
-    for name, (depth, epochs, from_a) in RUNS.items():
-        if chosen.only and name not in ("A", *chosen.only):
-            continue
+    settings = {"images": chosen.images, "shortened": chosen.shortened, "seed": 0, "jobs": chosen.jobs}
+
+    def run(name: str) -> None:
+        depth, epochs, from_a = RUNS[name]
         fields = [
             f"model.depth={depth}",
             f"num_epochs={epochs * chosen.shortened}",
@@ -73,15 +85,18 @@ def main() -> None:
             *([f"init_from={os.path.abspath(workdirs['A'])}"] if from_a else []),
         ]
         train("cifar10_plain.py", workdirs[name], fields)
-        results: dict[str, dict[str, Any]] = {}
-        for finished, path in workdirs.items():
-            if is_finished(path):
-                test = test_figures(path, chosen.data)
-                accuracy = {view: test[view]["accuracy"] for view in test}
-                card = save_network(path, {**settings, "run": finished, "test_accuracy": accuracy})
-                results[finished] = {**figures(path, BATCH), "test": test, "card": card}
-        report(results, settings, chosen.out)
-        print(f"{name}: {results[name]['test']['flip']['accuracy']:.2%} of the test images", flush=True)
+
+    run("A")
+    side_by_side([functools.partial(run, name) for name in RUNS if name in (chosen.only or RUNS)], chosen.jobs)
+    results = {}
+    for name, path in workdirs.items():
+        if is_finished(path):
+            test = test_figures(path, chosen.data)
+            accuracy = {view: test[view]["accuracy"] for view in test}
+            card = save_network(path, {**settings, "run": name, "test_accuracy": accuracy})
+            results[name] = {**figures(path, BATCH), "test": test, "card": card}
+            print(f"{name}: {accuracy['flip']:.2%} of the test images", flush=True)
+    report(results, settings, chosen.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from experiments.environment import environment, table
@@ -28,7 +29,20 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
     result.add_argument("data", help="folder with train/CLASS/IMAGE and test/CLASS/IMAGE")
     result.add_argument("--runs-dir", default=os.path.join(ROOT, "runs", name), help="where runs are kept and resumed")
     result.add_argument("--out", default=os.path.dirname(os.path.abspath(__file__)), help="default: this folder")
+    help_jobs = "runs side by side, for a GPU with room; their seconds are then no measurement (default: 1)"
+    result.add_argument("--jobs", type=int, default=1, help=help_jobs)
     return result
+
+
+def side_by_side(calls: Sequence[Callable[[], Any]], jobs: int) -> list[Any]:
+    """Return the results of calls, at most `jobs` of which run at the same time."""
+    with ThreadPoolExecutor(jobs) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def shared(jobs: int) -> list[str]:
+    """Return the lines of a result file about runs side by side."""
+    return [f"{jobs} runs shared the machine, so the seconds are no measurement of speed.", ""] if jobs > 1 else []
 
 
 def data_fields(folder: str, train_split: str, eval_split: str) -> list[str]:
@@ -91,7 +105,7 @@ def figures(workdir: str, batch_size: int) -> dict[str, Any]:
         seconds[epoch] = seconds.get(epoch, 0.0) + images / line["images_per_second"]
     return {
         **curves,
-        "epoch_seconds": [round(second, 1) for _, second in sorted(seconds.items())],
+        "epoch_seconds": [round(second, 3) for _, second in sorted(seconds.items())],
         "command_seconds": [round(line["seconds"], 1) for line in commands(workdir)],
     }
 

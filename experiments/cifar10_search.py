@@ -1,19 +1,31 @@
 """The search for configs/cifar10_short.py: ten short runs on CIFAR-10. Each run changes one thing.
 
-    python experiments/cifar10_search.py DATA [--runs-dir DIR] [--only ARM ...] [--epochs 6] [--images 45000]
+    python experiments/cifar10_search.py DATA [--runs-dir DIR] [--only ARM ...] [--epochs 6] [--images 45000] [--jobs 1]
 
 Trains with batch norm on the first part of the training images of the folder DATA and evaluates on its last 5,000, in
 the order that parts of folders have (docs/data.md). Never reads the test images. The same command resumes; a finished
 run is not repeated. Writes cifar10_search.json and .md with all finished runs, and draws cifar10_search.png from them.
 """
 
+import functools
 import os
 import sys
+import threading
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from experiments.cifar10_runs import data_fields, draw_curves, figures, is_finished, parser, train, write
+from experiments.cifar10_runs import (
+    data_fields,
+    draw_curves,
+    figures,
+    is_finished,
+    parser,
+    shared,
+    side_by_side,
+    train,
+    write,
+)
 
 HELD_OUT = "train[45000:]"
 OF_VGG16 = ("data.pad_mode=zeros", "optimizer.schedule=cosine")
@@ -55,7 +67,9 @@ def report(results: dict[str, dict[str, Any]], settings: dict[str, Any], out: st
         f"Training images: {settings['images']:,}. `optimizer.ema_decay={EMA}` unless stated. Evaluated on 5,000 other",
         "training images, each with its horizontal flip. Each is one run, so differences below a point mean little:",
         "the standard error of 85 % of 5,000 images is 0.5 points, and that of another seed adds to it.",
-        *("", "| run | overrides | after each epoch, % | at the end | seconds an epoch |", "|---|---|---|---|---|"),
+        "",
+        *shared(settings["jobs"]),
+        *("| run | overrides | after each epoch, % | at the end | seconds an epoch |", "|---|---|---|---|---|"),
         *rows,
         *("", "![Accuracy after each epoch](cifar10_search.png)"),
     ]
@@ -80,8 +94,11 @@ def main() -> None:
     if unknown := set(chosen.only or ()) - set(ARMS):
         options.error(f"found no run {', '.join(sorted(unknown))}; expected some of {', '.join(ARMS)}")
     settings = {"depth": chosen.depth, "epochs": chosen.epochs, "images": chosen.images, "seed": 0}
+    settings["jobs"] = chosen.jobs
     workdirs = {name: os.path.join(chosen.runs_dir, name) for name in ARMS}
-    for name in chosen.only or ARMS:
+    writing = threading.Lock()
+
+    def run(name: str) -> None:
         fields = [
             f"model.depth={chosen.depth}",
             f"num_epochs={chosen.epochs}",
@@ -90,10 +107,12 @@ def main() -> None:
             *data_fields(chosen.data, f"train[:{chosen.images}]", HELD_OUT),
         ]
         train("cifar10_short.py", workdirs[name], [*fields, *ARMS[name]])
-        finished = [name for name, path in workdirs.items() if is_finished(path)]
-        results = {name: result_of(name, workdirs[name]) for name in finished}
-        report(results, settings, chosen.out)
-        print(f"{name}: {results[name]['eval']['accuracy'][-1]:.2%}", flush=True)
+        with writing:
+            results = {name: result_of(name, path) for name, path in workdirs.items() if is_finished(path)}
+            report(results, settings, chosen.out)
+            print(f"{name}: {results[name]['eval']['accuracy'][-1]:.2%}", flush=True)
+
+    side_by_side([functools.partial(run, name) for name in chosen.only or ARMS], chosen.jobs)
 
 
 if __name__ == "__main__":

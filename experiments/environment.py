@@ -3,6 +3,8 @@
 import importlib.metadata
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from typing import Any
 
@@ -19,7 +21,9 @@ def environment() -> dict[str, Any]:
             continue
     words = [word if word.startswith("-") else os.path.basename(word.rstrip(os.sep)) for word in sys.argv[1:]]
     return {
-        "machine": f"{_processor()}, {os.cpu_count()} processors, {platform.system()} {platform.machine()}",
+        "machine": ", ".join(
+            [*_gpus(), _processor(), f"{os.cpu_count()} processors", f"{platform.system()} {platform.machine()}"]
+        ),
         "versions": versions,
         "command": " ".join(["python", f"experiments/{os.path.basename(sys.argv[0])}", *words]),
     }
@@ -29,6 +33,14 @@ def table(found: dict[str, Any]) -> list[str]:
     """Return the lines of Markdown that state an environment."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return [f"Command: `{found['command']}`", "", f"Machine: {found['machine']}. Versions: {versions}."]
+
+
+def _gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    return found.stdout.splitlines() if found.returncode == 0 else []
 
 
 def _processor() -> str:

@@ -13,10 +13,12 @@ import argparse
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ from vgg_jax.runtime import configure
 
 LAYERS = ("pool3", "pool4", "pool5")
 SIZES = (64, 128)
+Files = dict[str, list[tuple[str, float]]]  # by split, the files of the features and the seconds of their extraction
 
 
 def extracted(net: Network, options: argparse.Namespace, size: int, split: str) -> tuple[str, float]:
@@ -68,28 +71,36 @@ def averaged(paths: Sequence[str]) -> Embeddings:
 
 def rows(net: Network, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row of the table for each layer and size; complete rows are read from the directory of runs."""
-    found = []
     several = [tuple(options.sizes)] if len(options.sizes) > 1 else []
+    places: list[tuple[tuple[int, ...], Files, str]] = []
     for scales in [*((size,) for size in options.sizes), *several]:
         files = {split: [extracted(net, options, size, split) for size in scales] for split in ("train", "test")}
+        places += [(scales, files, layer) for layer in LAYERS]
+    if options.jobs == 1:
+        return [row(options, *place) for place in places]
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(row, *zip(*((options, *place) for place in places), strict=True)))
+
+
+def row(options: argparse.Namespace, scales: tuple[int, ...], files: Files, layer: str) -> dict[str, Any]:
+    """Return a row of the table: read it if it is complete, else train the classifier."""
+    name = f"{'-'.join(map(str, scales))}-{variant(options)}-{layer}-{options.classifier}.json"
+    path = os.path.join(options.runs_dir, name)
+    if not os.path.exists(path):
+        start = time.perf_counter()
+        train, test = (averaged([path for path, _ in files[split]]) for split in ("train", "test"))
+        probe = probe_files(train, test, layer, options.classifier, report=lambda line: print(f"  {line}"))
         seconds = sum(seconds for parts in files.values() for _, seconds in parts)
-        for layer in LAYERS:
-            name = f"{'-'.join(map(str, scales))}-{variant(options)}-{layer}-{options.classifier}.json"
-            path = os.path.join(options.runs_dir, name)
-            if not os.path.exists(path):
-                start = time.perf_counter()
-                train, test = (averaged([path for path, _ in files[split]]) for split in ("train", "test"))
-                probe = probe_files(train, test, layer, options.classifier, report=lambda line: print(f"  {line}"))
-                row = {"layer": layer, "scales": scales, **dataclasses.asdict(probe), "interval": probe.interval}
-                row |= {"width": train.features[layer].shape[1], "train_images": len(train.names)}
-                row |= {"extract_seconds": seconds, "fit_seconds": time.perf_counter() - start}
-                with open(path + ".partial", "w") as file:
-                    json.dump(row, file)
-                os.replace(path + ".partial", path)
-            with open(path) as file:
-                found.append(json.load(file))
-            print(line(found[-1]), flush=True)
-    return found
+        found = {"layer": layer, "scales": scales, **dataclasses.asdict(probe), "interval": probe.interval}
+        found |= {"width": train.features[layer].shape[1], "train_images": len(train.names)}
+        found |= {"extract_seconds": seconds, "fit_seconds": time.perf_counter() - start}
+        with open(path + ".partial", "w") as file:
+            json.dump(found, file)
+        os.replace(path + ".partial", path)
+    with open(path) as file:
+        result: dict[str, Any] = json.load(file)
+    print(line(result), flush=True)
+    return result
 
 
 def line(row: dict[str, Any]) -> str:
@@ -106,6 +117,8 @@ def line(row: dict[str, Any]) -> str:
 def write(options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
     """Write both result files."""
     stated = environment()
+    shared = [f"{options.jobs} classifiers shared the machine, so their seconds are no measurement of speed."]
+    shared = shared if options.jobs > 1 else []
     with open(os.path.join(options.out, "probe.json"), "w") as file:
         json.dump({"rows": found, **stated}, file, indent=1)
     lines = [
@@ -115,6 +128,7 @@ def write(options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
         f"`{options.classifier}` of `vgg-jax probe`.",
         "C is chosen on a fifth of the training images. The seconds of the extraction are those of all layers",
         "together, of the process that completed it.",
+        *shared,
         "",
         "| after | images | features | accuracy | 95 % interval | C | extraction | classifier |",
         "|---" * 8 + "|",
@@ -133,6 +147,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="(default: 64 128)")
     parser.add_argument("--per-class", type=int, default=0, help="training images of each class (default: all)")
     parser.add_argument("--classifier", choices=CLASSIFIERS, default="svm", help="(default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="classifiers trained side by side (default: 1)")
     flag = argparse.BooleanOptionalAction
     parser.add_argument("--flip", action=flag, default=True, help="average over the horizontal flip (default: yes)")
     parser.add_argument("--runs-dir", default=os.path.join(os.path.dirname(here), "runs", "probe"))

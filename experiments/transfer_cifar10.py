@@ -6,31 +6,33 @@ DATA holds train/CLASS/IMAGE and test/CLASS/IMAGE. FILE holds the paper authors'
 subtracted), see experiments/authors.py. Every run is kept in --runs-dir and resumed if it was stopped.
 
 sizes: configs/transfer_64.py with 10, 100, 1,000 and all images of each class, three draws each, beside
-configs/cifar10_short.py on the same images for as many seconds. The seconds of transfer include its features.
+configs/cifar10_short.py on the same images for as many seconds. The seconds of transfer include its features. They come
+from the images per second of features, head and network, measured first, one after the other, on all images.
 fine_tuning: stage 5 trains with a tenth of the rate of the head, beside the head alone, on all images.
-habits: configs/cifar10_short.py on a part of the images, each time with another habit of the trainer.
+habits: configs/cifar10_short.py with VGG-11 on a part of the images, each time with another habit of the trainer.
 
-The tables and the picture are drawn from the JSON file, also by --draw alone.
+Each part has its result files, transfer_cifar10_PART.json and .md. A picture shows the sizes.
 """
 
 import argparse
-import json
+import functools
 import os
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from experiments.cifar10_runs import commands, data_fields, figures, parser, train, write
+from experiments.cifar10_runs import commands, data_fields, figures, parser, shared, side_by_side, train, write
 from vgg_jax import AUTHORS, load
 from vgg_jax.look import picture
 
 NAME = "transfer_cifar10"
 EPOCHS = {10: 100, 100: 40, 1000: 20, 0: 10}  # of the head, by images of each class; 0: all images
-CALIBRATION_EPOCHS = 1
-HABITS = {
+CALIBRATION_EPOCHS = {"scratch": 2, "frozen": 3}  # the last one is timed
+HABITS = {  # of VGG-11, because the differences of a short run count, not its accuracy
     "none": (),
     "mixup": ("mixup=0.2",),
     "cutmix": ("cutmix=1.0",),
@@ -56,12 +58,12 @@ def authors_fields(weights: str, features_dir: str) -> list[str]:
     return [f"init_from={weights}", f"data.mean={mean}", f"data.std={std}", f"features_dir={features_dir}"]
 
 
-def feature_seconds(log: str) -> dict[str, float]:
-    """Return the seconds of an image, by split, from the lines of a log that report computed features."""
+def feature_rate(log: str) -> float:
+    """Return the images per second of the training features, from the line of a log that reports them."""
     with open(log) as file:
-        text = file.read()
-    found = re.findall(r"computed features of (\S+): ([\d,]+) images in ([\d.]+) s", text)
-    return {split: float(seconds) / int(count.replace(",", "")) for split, count, seconds in found}
+        found = re.findall(r"computed features of \S*train\S*: ([\d,]+) images in ([\d.]+) s", file.read())
+    count, seconds = found[-1]
+    return int(count.replace(",", "")) / float(seconds)
 
 
 class Experiment:
@@ -70,9 +72,7 @@ class Experiment:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.options = arguments
         self.splits = data_fields(arguments.data, arguments.train_split, arguments.eval_split)
-        self.features_dir = os.path.join(arguments.runs_dir, "features")
         self.weights = converted(arguments.weights, arguments.runs_dir)
-        self.rates: dict[str, float] = {}  # the smallest seconds of an image so far, which hold least compilation
 
     def run(self, name: str, config: str, overrides: list[str]) -> dict[str, Any]:
         """Train unless the run is finished; return its last accuracy, its seconds of training and its command."""
@@ -82,20 +82,25 @@ class Experiment:
         batch = 64 if config.startswith("transfer") else 128
         batch = next((int(o.split("=")[1]) for o in overrides if o.startswith("batch_size=")), batch)
         found = figures(workdir, batch)
-        for split, seconds in feature_seconds(workdir + ".log").items():
-            self.rates[split] = min(self.rates.get(split, seconds), seconds)
         accuracy, shown = found["eval"]["accuracy"][-1], commands(workdir)[-1]["command"]
         print(f"{name}: {accuracy:.2%}", flush=True)
         return {
             "accuracy": accuracy,
             "training_seconds": sum(found["epoch_seconds"]),
+            "last_epoch_seconds": found["epoch_seconds"][-1],
             "command": shown.replace(os.path.abspath(self.options.data), "DATA").replace(self.options.runs_dir, "RUNS"),
         }
 
-    def frozen(self, name: str, per_class: int, seed: int, epochs: float, *overrides: str) -> dict[str, Any]:
+    def several(self, calls: list[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Return the figures of independent runs."""
+        return side_by_side(calls, self.options.jobs)
+
+    def frozen(
+        self, name: str, per_class: int, seed: int, epochs: float, *overrides: str, features_dir: str = "features"
+    ) -> dict[str, Any]:
         """Return the figures of a head on cached features."""
         fields = [
-            *authors_fields(self.weights, self.features_dir),
+            *authors_fields(self.weights, os.path.join(self.options.runs_dir, features_dir)),
             *(f"data.images_per_class={per_class}", f"seed={seed}", f"num_epochs={epochs}"),
             f"batch_size={min(64, self.num_images(per_class))}",
         ]
@@ -105,22 +110,41 @@ class Experiment:
         """Return the training images."""
         return 10 * (per_class or self.options.all_images)
 
+    def rates(self) -> dict[str, float]:
+        """Return the images per second of the features, the head and the network, each measured alone.
+
+        A first run on cached features is not timed: after it, the compiled programs are cached.
+        """
+        per_class, epochs = self.options.sizes[-1], CALIBRATION_EPOCHS
+        images = self.num_images(per_class)
+        scratch = self.scratch("calibration-scratch", per_class, 0, epochs["scratch"])
+        self.frozen("calibration-compile", min(self.options.sizes), 0, 1, features_dir="compile")
+        head = self.frozen("calibration-frozen", per_class, 0, epochs["frozen"])
+        log = os.path.join(self.options.runs_dir, "calibration-frozen.log")
+        return {
+            "features": feature_rate(log),
+            "head": images / head["last_epoch_seconds"],
+            "network": images / scratch["last_epoch_seconds"],
+        }
+
     def sizes(self) -> list[dict[str, Any]]:
         """Return the figures of both ways, for each size and each draw."""
-        rows = []
-        calibration = self.scratch("calibration", self.options.sizes[-2], 0, CALIBRATION_EPOCHS)
-        self.frozen("frozen-calibration", self.options.sizes[-2], 0, CALIBRATION_EPOCHS)
-        rate = self.num_images(self.options.sizes[-2]) * CALIBRATION_EPOCHS / calibration["training_seconds"]
+        rates = self.rates()
+        rows: list[dict[str, Any]] = []
+        calls = []
         for per_class in self.options.sizes:
+            images, epochs = self.num_images(per_class), EPOCHS.get(per_class, 20) * self.options.epochs_factor
+            seconds = images / rates["features"] + epochs * images / rates["head"]
+            scratch_epochs = max(1.0, seconds * rates["network"] / images)
             for seed in range(self.options.draws):
-                epochs = EPOCHS.get(per_class, 20) * self.options.epochs_factor
                 name = f"{per_class or 'all'}-{seed}"
-                transfer = self.frozen(f"frozen-{name}", per_class, seed, epochs)
-                images = self.num_images(per_class)
-                transfer["feature_seconds"] = images * next(v for k, v in self.rates.items() if "train" in k)
-                seconds = transfer["training_seconds"] + transfer["feature_seconds"]
-                scratch = self.scratch(f"scratch-{name}", per_class, seed, max(1.0, seconds * rate / images))
-                rows.append({"images_per_class": per_class, "seed": seed, "frozen": transfer, "scratch": scratch})
+                rows.append({"images_per_class": per_class, "seed": seed, "seconds": seconds, "rates": rates})
+                rows[-1]["scratch_epochs"] = scratch_epochs
+                calls.append(functools.partial(self.frozen, f"frozen-{name}", per_class, seed, epochs))
+                calls.append(functools.partial(self.scratch, f"scratch-{name}", per_class, seed, scratch_epochs))
+        found = self.several(calls)
+        for row, frozen, scratch in zip(rows, found[::2], found[1::2], strict=True):
+            row |= {"frozen": frozen, "scratch": scratch}
         return rows
 
     def scratch(self, name: str, per_class: int, seed: int, epochs: float) -> dict[str, Any]:
@@ -134,20 +158,22 @@ class Experiment:
         """Return the figures of a trained stage 5 beside those of the head alone."""
         epochs, per_class = 3 * self.options.epochs_factor, self.options.sizes[-1]
         stages = "freeze=('stage1','stage2','stage3','stage4')"
-        return {
-            "head": self.frozen("head", per_class, 0, epochs),
-            "stage 5 at a tenth": self.frozen("stage5", per_class, 0, epochs, stages, "optimizer.rates=stage5=0.1"),
-        }
+        calls = [
+            functools.partial(self.frozen, "head", per_class, 0, epochs),
+            functools.partial(self.frozen, "stage5", per_class, 0, epochs, stages, "optimizer.rates=stage5=0.1"),
+        ]
+        return dict(zip(("head", "stage 5 at a tenth"), self.several(calls), strict=True))
 
     def habits(self) -> dict[str, Any]:
         """Return the figures of a short run with each habit."""
         size = f"data.images_per_class={self.options.habit_images}"
         epochs = self.options.habit_epochs
-        fields = [size, f"num_epochs={epochs}", f"optimizer.warmup_epochs={epochs / 5}"]
-        return {
-            name: self.run(f"habit-{name.replace(' ', '_')}", "cifar10_short.py", [*fields, *overrides])
+        fields = ["model.depth=11", size, f"num_epochs={epochs}", f"optimizer.warmup_epochs={epochs / 5}"]
+        calls = [
+            functools.partial(self.run, f"habit-{name.replace(' ', '_')}", "cifar10_short.py", [*fields, *overrides])
             for name, overrides in HABITS.items()
-        }
+        ]
+        return dict(zip(HABITS, self.several(calls), strict=True))
 
 
 def spread(values: list[float]) -> str:
@@ -159,16 +185,20 @@ def size_lines(rows: list[dict[str, Any]]) -> list[str]:
     """Return the table of the sizes."""
     lines = [
         *("", "## Few and many labels", "", "Test accuracy in %: mean (smallest to largest draw)."),
-        "The margin is the smallest one of the draws. Seconds are means of a draw, with the features.",
-        *("", "| images of each class | frozen features, new head | from scratch, same time | margin | seconds |"),
-        "|---|---|---|---|---|",
+        "The margin is the smallest one of the draws. Rates that give the seconds, each measured alone: "
+        + ", ".join(f"{name} {rate:,.0f} images/s" for name, rate in rows[0]["rates"].items())
+        + ".",
+        "Training from scratch takes one epoch at least.",
+        "",
+        "| images of each class | frozen features, new head | from scratch, same time | margin | seconds | epochs |",
+        "|---|---|---|---|---|---|",
     ]
     for size in dict.fromkeys(row["images_per_class"] for row in rows):
         some = [row for row in rows if row["images_per_class"] == size]
         frozen, scratch = ([row[kind]["accuracy"] for row in some] for kind in ("frozen", "scratch"))
         margin = 100 * min(a - b for a, b in zip(frozen, scratch, strict=True))
-        cost = statistics.mean(row["frozen"]["training_seconds"] + row["frozen"]["feature_seconds"] for row in some)
-        lines.append(f"| {size or 'all'} | {spread(frozen)} | {spread(scratch)} | {margin:+.2f} | {cost:.0f} |")
+        cost = f"{some[0]['seconds']:.1f} | {some[0]['scratch_epochs']:.1f}"
+        lines.append(f"| {size or 'all'} | {spread(frozen)} | {spread(scratch)} | {margin:+.2f} | {cost} |")
     first = rows[0]
     return [
         *lines,
@@ -188,23 +218,22 @@ def run_lines(title: str, runs: dict[str, Any]) -> list[str]:
     return lines
 
 
-def report(directory: str, result: dict[str, Any]) -> None:
-    """Write the tables, and draw the picture of the sizes."""
-    lines = ["# Transfer to CIFAR-10"]
-    lines += size_lines(result["sizes"]) if result.get("sizes") else []
-    if result.get("fine_tuning"):
-        lines += run_lines("The last stage at a tenth of the rate", result["fine_tuning"])
-    if result.get("habits"):
-        lines += run_lines("What each habit changes in a short run", result["habits"])
-    write(directory, NAME, result, lines)
-    draw(os.path.join(directory, NAME + ".png"), result)
+def report(directory: str, part: str, found: Any, settings: dict[str, Any]) -> None:
+    """Write the table of a part, and draw the picture of the sizes."""
+    lines = ["# Transfer to CIFAR-10", "", *shared(settings["jobs"])[:-1]]
+    titles = {
+        "fine_tuning": "The last stage at a tenth of the rate",
+        "habits": "What each habit changes in a short run",
+    }
+    lines += size_lines(found) if part == "sizes" else run_lines(titles[part], found)
+    write(directory, f"{NAME}_{part}", {**settings, "runs": found}, lines)
+    if part == "sizes":
+        draw(os.path.join(directory, f"{NAME}_{part}.png"), {**settings, "runs": found})
 
 
 def draw(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
-    """Draw the accuracies over the images of each class, if a result has them."""
-    rows, all_images = result.get("sizes"), result["all_images"]
-    if not rows:
-        return
+    """Draw the accuracies over the images of each class, from the result file of the sizes."""
+    rows, all_images = result["runs"], result["all_images"]
     sizes = list(dict.fromkeys(row["images_per_class"] for row in rows))
     places = [size or all_images for size in sizes]
     with picture(path, (7, 4.5)) as figure:
@@ -230,8 +259,9 @@ def draw(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
 def main() -> None:
     """Train the missing runs, and write the tables and the picture."""
     options = parser(__doc__ or "", NAME)
-    options.add_argument("--weights", help="the authors' convolutions")
-    options.add_argument("--parts", nargs="*", default=["sizes", "fine_tuning", "habits"])
+    options.add_argument("--weights", required=True, help="the authors' convolutions")
+    parts = ["sizes", "fine_tuning", "habits"]
+    options.add_argument("--parts", nargs="+", choices=parts, default=parts)
     options.add_argument(
         "--sizes", nargs="*", type=int, default=[10, 100, 1000, 0], help="images of each class; 0: all"
     )
@@ -242,20 +272,10 @@ def main() -> None:
     options.add_argument("--habit-epochs", type=float, default=8.0)
     options.add_argument("--train-split", default="train")
     options.add_argument("--eval-split", default="test")
-    options.add_argument("--draw", action="store_true", help="only read the JSON file and draw again")
     arguments = options.parse_args()
-    path = os.path.join(arguments.out, NAME + ".json")
-    result: dict[str, Any] = {}
-    if os.path.exists(path):
-        with open(path) as file:
-            result = {key: value for key, value in json.load(file).items() if key not in ("machine", "versions")}
-    if not arguments.draw:
-        experiment = Experiment(arguments)
-        result["all_images"] = arguments.all_images
-        for part in arguments.parts:
-            result[part] = getattr(experiment, part)()
-            report(arguments.out, result)
-    report(arguments.out, result)
+    experiment, settings = Experiment(arguments), {"all_images": arguments.all_images, "jobs": arguments.jobs}
+    for part in arguments.parts:
+        report(arguments.out, part, getattr(experiment, part)(), settings)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from vgg_jax.evaluation.extraction import embeddings
 from vgg_jax.evaluation.programs import CompiledAhead, outputs_program
 from vgg_jax.features.activations import layer_activations
 from vgg_jax.model import VGG
+from vgg_jax.runtime import placed
 from vgg_jax.sources import read_source
 from vgg_jax.weights.formats import Loaded, without_head
 from vgg_jax.weights.imagenet_classes import imagenet_classes as imagenet_classes
@@ -43,8 +44,7 @@ class Prediction:
 class Network:
     """A network, ready to use: `net(images)` gives logits, `net.predict("photo.jpg")` gives classes.
 
-    For the functional interface of Flax: `model, variables = net.model, net.variables`. `dataclasses.replace` changes
-    a field.
+    Flax's functional interface takes `net.model` and `net.variables`. `dataclasses.replace` changes a field.
     """
 
     model: VGG
@@ -91,7 +91,7 @@ class Network:
           (N, num_classes) logits; for a network without classes, the output of its last layer: (N, width), or
           (N, H', W', C) if `model.final_layer` ends it.
         """
-        logits: jax.Array = self._logits(self.variables, images)
+        logits: jax.Array = self._logits(self.variables, placed(images))
         return logits
 
     def predict(self, images: Image | Sequence[Image], top: int = 5, batch_size: int = 32) -> list[Prediction]:
@@ -163,7 +163,7 @@ class Network:
         names = (layers,) if isinstance(layers, str) else tuple(layers)
         if not hasattr(images, "ndim"):
             return {**self.embeddings(images, names, pool="none", all_readable=True).features}
-        activations: dict[str, Array | np.ndarray] = self._activations(self.variables, images, layers=names)
+        activations: dict[str, Array | np.ndarray] = self._activations(self.variables, placed(images), layers=names)
         return activations
 
     def embeddings(self, source: Path | Sequence[Path], layers: str | Sequence[str], **options: Any) -> Embeddings:
@@ -257,7 +257,7 @@ class Network:
                 errors[name] = str(error)
         if inputs:
             # All batches but the last have one shape, unless they have errors: few shapes, so few compilations.
-            rows = iter(np.asarray(outputs(self.variables, np.stack(inputs))))
+            rows = iter(np.asarray(outputs(self.variables, placed(np.stack(inputs)))))
         for name, _ in images:
             if name in errors:
                 yield Prediction(name, error=errors[name])

@@ -15,6 +15,9 @@ from vgg_jax.platforms import has_accelerator
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # the numbers of <malloc.h>
 MOST_FREE = 256 * 2**20  # bytes of freed memory that the process keeps when JAX has compiled a program
+MADV_HUGEPAGE = 14  # the number of <sys/mman.h>
+HUGE_PAGE = 2**21  # bytes
+HUGE_RANGE = 2**32  # addresses for which huge pages are requested
 COMPILATION_CACHE = os.path.join("~", ".cache", "vgg_jax", "compiled")
 VARIABLE = "VGG_JAX_SETTINGS"  # "off": none of the settings below are applied
 
@@ -111,6 +114,9 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
     of the program before still exist: training VGG-16 at 224x224, batch 8, held 7.3 GiB instead of 3.9 GiB. It also
     allocates them in threads, whose arenas return large arrays to the system.
 
+    New memory comes in huge pages of 2 MiB where Linux gives them on request (transparent_hugepage `madvise`), so that
+    the processor looks up fewer addresses: 25.1 instead of 22.9 images/s in inference by VGG-16 at 224x224, batch 8.
+
     Memory does not pile up over programs: when JAX has compiled a program or loaded it from the cache, freed memory
     above MOST_FREE is returned. In between, the process holds what its programs have needed so far.
 
@@ -132,6 +138,8 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
         settings = [(M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), *([(M_ARENA_MAX, 1)] if one_arena else [])]
         kept = all(mallopt(*setting) for setting in settings)
         jax.monitoring.register_event_duration_secs_listener(_bound_freed_memory)
+        _baseline()
+        _request_huge_pages()
         if not one_arena:
             jax.config.update("jax_cpu_enable_async_dispatch", False)
         return kept
@@ -139,19 +147,51 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
 
 
 class _Mallinfo2(ctypes.Structure):
-    """The struct mallinfo2 of <malloc.h>; fordblks is the number of free bytes."""
+    """The struct mallinfo2 of <malloc.h>; uordblks is the number of allocated bytes."""
 
     _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
     _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]  # noqa: SIM905, RUF100 - one line
 
 
 def free_bytes() -> int:
-    """Return the bytes that the C library holds free, resident or not; the largest number if it cannot tell."""
+    """Return the resident bytes that the C library holds free; the largest number if it cannot tell.
+
+    All that is resident and not allocated counts, except for what was so before the settings were applied, such as the
+    code of the libraries.
+    """
     with contextlib.suppress(OSError, AttributeError):
-        mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2
-        mallinfo2.restype = _Mallinfo2
-        return int(mallinfo2().fordblks)
+        return _resident_and_not_allocated() - _baseline()
     return sys.maxsize
+
+
+def _resident_and_not_allocated() -> int:
+    mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2
+    mallinfo2.restype = _Mallinfo2
+    with open("/proc/self/statm") as file:
+        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident - int(mallinfo2().uordblks)
+
+
+@functools.cache
+def _baseline() -> int:
+    """Return what was resident and not allocated at the first call."""
+    return _resident_and_not_allocated()
+
+
+def _request_huge_pages() -> None:
+    """Request huge pages for the addresses that the heap grows into.
+
+    The heap grows by HUGE_RANGE bytes, which stay without memory until they are used.
+    """
+    libc = ctypes.CDLL("libc.so.6")
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes = [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    if block := libc.malloc(HUGE_RANGE):
+        start = -(-block // HUGE_PAGE) * HUGE_PAGE
+        libc.madvise(start, (block + HUGE_RANGE - start) // HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE)
+        libc.free(block)
 
 
 def _bound_freed_memory(event: str, duration_secs: float, **_: Any) -> None:
@@ -170,6 +210,19 @@ def return_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+        if keep_freed_memory.cache_info().currsize:
+            _request_huge_pages()  # the end of the heap has been returned
+
+
+def placed(arrays: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
+    """Return the inputs of a program as a tree of JAX arrays on the devices; on a CPU wait for the copies.
+
+    A program whose inputs are still being copied runs in a thread of XLA instead of the calling one (see
+    `keep_freed_memory`), and the arenas of most threads return large arrays to the system: in inference by VGG-16 with
+    8 images of 224x224 that are a NumPy array, 95,000 pages in each run, and 18 instead of 23 images/s.
+    """
+    found = jax.device_put(arrays, sharding)
+    return jax.block_until_ready(found) if jax.default_backend() == "cpu" else found
 
 
 def compiler_options() -> dict[str, Any] | None:

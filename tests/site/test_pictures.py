@@ -120,7 +120,7 @@ def test_curves_of_all_runs_are_drawn(name, tmp_path, figures):
 
 
 def test_transfer_shows_means_over_the_draws(tmp_path, figures):
-    draw("transfer_cifar10", tmp_path, {"sizes": SIZES, "all_images": 5000})
+    draw("transfer_cifar10_sizes", tmp_path, {"runs": SIZES, "all_images": 5000})
     (axes,) = figures[0].axes
     frozen, scratch = (container.lines[0] for container in axes.containers)
     assert frozen.get_xdata().tolist() == [10, 5000]

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import UInt8
 
 from vgg_jax.evaluation.buckets import Size, fitting_bucket
+from vgg_jax.runtime import placed
 
 Part = tuple[str, int]  # a view and its scale
 AHEAD = 2  # batches in computation before the results of an earlier one are fetched
@@ -81,7 +82,7 @@ def add_posteriors(
     def start(view: str, bucket: Size) -> None:
         batch = waiting.pop((view, bucket))
         images, true_sizes = _padded(batch, bucket, sizes[view][bucket])
-        result = functions[view](variables, *jax.device_put((images, true_sizes), sharding))
+        result = functions[view](variables, *placed((images, true_sizes), sharding))
         result.copy_to_host_async()
         running.append((batch, result))
         if len(running) > AHEAD:

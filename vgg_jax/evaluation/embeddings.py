@@ -28,7 +28,7 @@ from vgg_jax.evaluation.parts import Rows, RowStore
 from vgg_jax.evaluation.pooled_features import FeatureOptions, check_options, image_features
 from vgg_jax.evaluation.reading import Reader
 from vgg_jax.model import VGG
-from vgg_jax.runtime import compiler_options
+from vgg_jax.runtime import compiler_options, placed
 
 LABEL, NAME, READABLE = "label", "name", "readable"  # the arrays of a row beside its features
 DEFAULT_PIXELS = 16 * 224**2  # of a batch on a device
@@ -111,7 +111,7 @@ class Extraction:
 
         def start(batch: PlannedBatch) -> None:
             images, sizes, rows = views.take(batch)
-            found = program(variables, *jax.device_put((images, sizes), sharding))
+            found = program(variables, *placed((images, sizes), sharding))
             for values in found.values():
                 values.copy_to_host_async()
             running.append((batch, rows, found))
