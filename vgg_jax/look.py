@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 # For lines and bars in their order: distinct also for people who confuse red and green, and dark enough on white.
-COLORS = ("#2866a8", "#d9792b", "#4a9a6b", "#8a6fc0", "#c2473d", "#6e7781", "#1b9aaa", "#a8791f")
+COLORS = ("#2866a8", "#d9792b", "#4a9a6b", "#8a6fc0", "#c2473d", "#6e7781", "#1b9aaa", "#a8791f", "#d65f9e", "#2f353c")
 OURS, THEIRS, OTHERS = "#2866a8", "#e9a15b", "#b3bcc6"  # bars of vgg_jax, of PyTorch, and of other programs
 INK, FAINT = "#24292f", "#57606a"  # texts; axes and their numbers
 STYLE: dict[str, Any] = {
