@@ -20,7 +20,7 @@ import os
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -91,7 +91,7 @@ class Experiment:
             "command": shown.replace(os.path.abspath(self.options.data), "DATA").replace(self.options.runs_dir, "RUNS"),
         }
 
-    def several(self, calls: list[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
+    def several(self, calls: Sequence[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
         """Return the figures of independent runs."""
         return side_by_side(calls, self.options.jobs)
 
