@@ -5,7 +5,7 @@ decay 5e-4, batch 32, random horizontal flips, hidden layers of 4096. Unlike the
 bfloat16 for speed (mixed precision); --config.model.dtype=float32 follows the tutorials.
 Command: python train.py --config configs/cifar10_224.py
 Cost: an image costs as much as one of ImageNet; meant for an accelerator.
-Result: not yet measured.
+Result: open, see docs/benchmarks.md.
 """
 
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig

@@ -9,8 +9,8 @@ stay at chance for longer than a short run. Start it from net A, as in section 3
     --config.init_from=runs/A
 
 Command: python train.py --config configs/cifar10_plain.py
-Cost: not yet measured.
-Result: not yet measured. experiments/cifar10_plain.py measures it on a JPEG copy of CIFAR-10.
+Cost: open, see docs/benchmarks.md.
+Result: open, see docs/benchmarks.md. experiments/cifar10_plain.py measures it on a JPEG copy of CIFAR-10.
 """
 
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig

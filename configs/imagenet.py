@@ -6,8 +6,8 @@ with momentum 0.9, weight decay 1e-4, learning rate 0.1 with batch norm and 0.01
 learning rate is proportional to the batch size (linear scaling: P. Goyal et al., arXiv:1706.02677). Unlike the recipe,
 GPU and TPU compute in bfloat16 for speed (mixed precision); --config.model.dtype=float32 follows the recipe.
 Command: python train.py --config configs/imagenet.py
-Cost: not yet measured.
-Result: not yet measured; torchvision publishes 73.36 % top-1 with batch norm, 71.59 % without.
+Cost: open, see docs/benchmarks.md.
+Result: open, see docs/benchmarks.md; torchvision publishes 73.36 % top-1 with batch norm, 71.59 % without.
 """
 
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig

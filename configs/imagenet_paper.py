@@ -19,8 +19,8 @@ and likewise from runs/D384 with --config.data.train_scale="(256,512)". Evaluate
 python -m vgg_jax evaluate --workdir runs/D --protocol all. Unlike the paper, GPU and TPU compute in bfloat16 for speed
 (mixed precision); --config.model.dtype=float32 follows the paper.
 Command: python train.py --config configs/imagenet_paper.py
-Cost: not yet measured.
-Result: not yet measured; the paper's figures are in vgg_jax/evaluation/published.py.
+Cost: open, see docs/benchmarks.md.
+Result: open, see docs/benchmarks.md; the paper's figures are in vgg_jax/evaluation/published.py.
 """
 
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig

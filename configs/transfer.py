@@ -4,8 +4,8 @@ Source: the common recipe of transfer-learning tutorials; the head has 4096, 102
 Unlike the tutorials, GPU and TPU compute in bfloat16 for speed (mixed precision); --config.model.dtype=float32 follows
 the tutorials.
 Command: python train.py --config configs/transfer.py
-Cost: not yet measured; a step is the forward pass at 224x224 and the training of the head.
-Result: not yet measured; configs/digits_transfer.py is a transfer that needs no download.
+Cost: open, see docs/benchmarks.md; a step is the forward pass at 224x224 and the training of the head.
+Result: open, see docs/benchmarks.md; configs/digits_transfer.py is a transfer that needs no download.
 """
 
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig

@@ -4,8 +4,8 @@ Source: the head of transfer-learning tutorials, 4096, 1024 and one output for e
 authors' convolutions. The features of each view and of its horizontal flip are cached on disk, so only the head trains.
 Command: python train.py --config configs/transfer_64.py
 Cost: one forward pass of each image and of its flip, then 0.6 s an epoch of 50,000 images (H100, bfloat16).
-Result: 74.3 % of the test images of a JPEG copy of CIFAR-10, mean of three seeds; 72.3 % with 1,000, 61.0 % with 100 and
-48.5 % with 10 images of each class (docs/transfer.md).
+Result: 74.3 % of the test images of a JPEG copy of CIFAR-10, mean of three seeds; 72.3 % with 1,000, 61.0 % with 100
+and 48.5 % with 10 images of each class (docs/transfer.md).
 """
 
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig

@@ -3,8 +3,8 @@
 Source: SGD, momentum 0.9, weight decay 5e-4, cosine decay from 0.1, pad-4 crop and horizontal flip, as in the common
 PyTorch CIFAR-10 collections. They publish this test accuracy: 94.22 % (huyvnphan/PyTorch_CIFAR10).
 Command: python train.py --config configs/vgg13.py
-Cost: not yet measured.
-Result: not yet measured.
+Cost: open, see docs/benchmarks.md.
+Result: open, see docs/benchmarks.md.
 """
 
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig

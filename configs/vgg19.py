@@ -4,7 +4,7 @@ Source: SGD, momentum 0.9, weight decay 5e-4, cosine decay from 0.1, pad-4 crop 
 PyTorch CIFAR-10 collections. They publish this test accuracy: 93.95 % (huyvnphan/PyTorch_CIFAR10).
 Command: python train.py --config configs/vgg19.py
 Cost: 125.1 images/s on 2 cores of an AMD EPYC, 6.7 minutes an epoch (docs/performance.md).
-Result: not yet measured.
+Result: open, see docs/benchmarks.md.
 """
 
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig

@@ -11,8 +11,19 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from vgg_jax import look  # noqa: E402 # the root of the repository has to be on the path before
+
+
+def matplotlibrc() -> str:
+    """Return the file of settings that gives the pictures of the notebooks the look of all pictures."""
+    colors = [color.removeprefix("#") for color in look.COLORS]  # "#" begins a comment in this file
+    lines = [f"{name}: {str(value).removeprefix('#')}\n" for name, value in look.STYLE.items()]
+    return "".join([*lines, f"axes.prop_cycle: cycler('color', {colors})\n"])
 
 
 def build(output: pathlib.Path, execute: bool) -> int:
@@ -22,10 +33,18 @@ def build(output: pathlib.Path, execute: bool) -> int:
       output: the folder of the site.
       execute: run the notebooks.
     """
-    settings = {"VGG_JAX_NOTEBOOKS": "force" if execute else "off", "JAX_PLATFORMS": "cpu"}
-    environment = {**os.environ, **settings, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going", "-E", "-c", "docs", "."]
-    return subprocess.run([*command, str(output.resolve())], cwd=ROOT, env=environment).returncode
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "matplotlibrc")
+        path.write_text(matplotlibrc())
+        settings = {
+            "VGG_JAX_NOTEBOOKS": "force" if execute else "off",
+            "JAX_PLATFORMS": "cpu",
+            "MATPLOTLIBRC": str(path),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        }
+        environment = {**os.environ, **settings}
+        return subprocess.run([*command, str(output.resolve())], cwd=ROOT, env=environment).returncode
 
 
 if __name__ == "__main__":

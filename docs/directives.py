@@ -4,6 +4,7 @@
 ```{command} predict                the options of one subcommand
 ```{subcommands}                    the list of all subcommands
 ```{class-fields} vgg_jax.VGG       the fields of a class and their comments
+```{experiments}                    the pages of experiments/ that exist, with their first picture
 """
 
 import argparse
@@ -11,6 +12,8 @@ import ast
 import contextlib
 import importlib
 import inspect
+import pathlib
+import re
 import unittest.mock
 from typing import Any
 
@@ -21,6 +24,8 @@ from sphinx.util.docutils import SphinxDirective
 
 from vgg_jax.__main__ import SUBCOMMANDS
 from vgg_jax.cli.fields import GROUPS, comment, described_fields
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 class Found(BaseException):
@@ -133,6 +138,25 @@ def train_lines() -> list[str]:
     return lines
 
 
+def experiment_lines(folder: pathlib.Path = ROOT / "experiments") -> list[str]:
+    """Return a link and the first picture of each page of experiments, those with pictures first, as Markdown.
+
+    Args:
+      folder: the folder of the pages.
+    """
+    with_picture, without = [], []
+    for path in sorted(folder.glob("*.md")):
+        text = path.read_text()
+        title = text.partition("\n")[0].removeprefix("# ")
+        link = f"[{title}](/experiments/{path.name})"
+        picture = re.search(r"!\[(.*?)\]\((\S+)\)", text)
+        if picture:
+            with_picture += ["", link, "", f"![{picture.group(1)}](/experiments/{picture.group(2)})"]
+        else:
+            without.append(f"- {link}")
+    return [*with_picture, "", "Without a picture:" if with_picture else "", "", *without]
+
+
 def escaped(text: str) -> str:
     """Return text for a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
@@ -186,9 +210,18 @@ class Subcommands(Generated):
         return subcommand_lines()
 
 
+class Experiments(Generated):
+    """Insert the pages of experiments."""
+
+    def lines(self) -> list[str]:
+        """Return the links and pictures of the pages."""
+        return experiment_lines()
+
+
 def register(app: Sphinx) -> None:
     """Add the directives to Sphinx."""
     app.add_directive("config-fields", ConfigFields)
     app.add_directive("class-fields", ClassFields)
     app.add_directive("command", Command)
     app.add_directive("subcommands", Subcommands)
+    app.add_directive("experiments", Experiments)

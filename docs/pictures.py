@@ -1,121 +1,98 @@
-"""Draw the pictures of docs/pictures from the code.
+"""Draw the pictures of the site, from the code and from the result files.
 
-    python docs/pictures.py
+    python docs/pictures.py [NAME...]
 
-columns.svg shows the columns of the paper from TABLE_1, receptive_fields.svg what one position of a map sees. All
-pictures have their own white background, so that they are readable on light and on dark pages.
+Without names, every picture is drawn whose result file exists. The look is that of vgg_jax/look.py: a white background
+of their own makes the pictures readable on light and on dark pages. Pictures of weights and photographs are drawn by
+the experiments that have them.
 """
 
+import json
 import pathlib
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import matplotlib
-import matplotlib.figure
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
-from vgg_jax import VGG
-from vgg_jax.model import TABLE_1
+from benchmarks import throughput_plot  # noqa: E402 # the root of the repository has to be on the path before
+from docs import architecture, speed  # noqa: E402 # as above
+from experiments import (  # noqa: E402 # as above
+    cifar10_comparison,
+    cifar10_final,
+    cifar10_plain,
+    cifar10_search,
+    interruptions,
+    transfer_cifar10,
+)
 
-FOLDER = pathlib.Path(__file__).parent / "pictures"
-LOOK: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#57606a",
-    "axes.labelcolor": "#24292f",
-    "text.color": "#24292f",
-    "xtick.color": "#57606a",
-    "ytick.color": "#57606a",
-    "svg.hashsalt": "vgg_jax",  # equal files for equal pictures
-}
-# One color for each stage, from light to dark, and one each for pools and fully connected layers.
-STAGES = ("#cfe3f7", "#a5c9ee", "#78abe0", "#4c8acb", "#2866a8")
-POOL, DENSE = "#f0a35e", "#b9a3d9"
-FIELDS = {"A": {"depth": 11}, "A-LRN": {"depth": 11, "lrn": True}, "B": {"depth": 13},
-          "C": {"depth": 16, "conv1x1": True}, "D": {"depth": 16}, "E": {"depth": 19}}  # fmt: skip
+Draw = Callable[[pathlib.Path, Any], None]  # the file of the picture, the result file's content -> None
 
 
-def network(column: str) -> VGG:
-    """Return the network of a column of the paper."""
-    fields: dict[str, Any] = FIELDS[column]
-    return VGG(**fields)
+class Picture(NamedTuple):
+    """A picture of the site."""
+
+    target: str  # the file
+    draw: Draw
+    source: str | None = None  # the file with the figures; None if the picture is drawn from the code
 
 
-def columns(figure: matplotlib.figure.Figure) -> None:
-    """Draw the layers of each column from top to bottom; layers of one stage are at one height."""
-    axes = figure.subplots()
-    tallest = [max(len(stages[s]) for stages in TABLE_1.values()) for s in range(5)]
-    for x, column in enumerate(TABLE_1):
-        model, y = network(column), 0.0
-        axes.text(x, -0.9, column, ha="center", va="bottom", fontsize=12, fontweight="bold")
-        axes.text(x, -0.75, f"{model.depth} layers", ha="center", va="top", fontsize=8)
-        for number, stage in enumerate(model.stages):
-            top = y
-            for layer in stage:
-                if layer.kind in ("conv", "lrn"):
-                    size = f"{layer.kernel_size}x{layer.kernel_size}"
-                    text = f"conv {size}, {layer.features}" if layer.kind == "conv" else "LRN"
-                    color = STAGES[number] if layer.kernel_size != 1 else "#e3e9ef"
-                    box(axes, x, y, 0.8, text, color, "white" if number > 2 and layer.kernel_size != 1 else "#24292f")
-                    y += 1
-            y = top + tallest[number]
-            box(axes, x, y, 0.45, "max pool 2x2", POOL, "#24292f")
-            y += 0.75
-        for layer in model.head:
-            if layer.kind == "dense":
-                box(axes, x, y, 0.8, f"{layer.name}, {layer.features}", DENSE, "#24292f")
-                y += 1
-    axes.set_xlim(-0.55, len(TABLE_1) - 0.45)
-    axes.set_ylim(y + 0.1, -1.6)
-    axes.axis("off")
+def of_code(draw: Callable[[pathlib.Path], None]) -> Draw:
+    """Return the function for a picture that needs no figures."""
+    return lambda path, _: draw(path)
 
 
-def box(axes: Any, x: float, y: float, height: float, text: str, color: str, text_color: str) -> None:
-    """Draw one layer as a box with its text."""
-    axes.add_patch(matplotlib.patches.Rectangle((x - 0.46, y), 0.92, height, facecolor=color, edgecolor="none"))
-    axes.text(x, y + height / 2, text, ha="center", va="center", fontsize=7.5, color=text_color)
+def of_experiment(name: str, draw: Draw) -> Picture:
+    """Return the picture of an experiment, which lies beside its result file."""
+    return Picture(f"experiments/{name}.png", draw, f"experiments/{name}.json")
 
 
-def receptive_fields(figure: matplotlib.figure.Figure) -> None:
-    """Draw the squares that the center of some maps sees, and their sides over the depth of each column."""
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
-    geometry = network("D").layer_geometry
-    names = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
-    left.add_patch(matplotlib.patches.Rectangle((0, 0), 224, 224, facecolor="#f6f8fa", edgecolor="#57606a"))
-    for name, color in reversed(list(zip(names, STAGES, strict=True))):
-        pixels = geometry[name].pixels(112 // geometry[name].stride)
-        corner = (pixels[0], pixels[0])
-        side, label = len(pixels), f"{name}: {len(pixels)}x{len(pixels)}"
-        left.add_patch(
-            matplotlib.patches.Rectangle(corner, side, side, facecolor=color, edgecolor="white", lw=0.8, label=label)
+PICTURES = [
+    Picture("docs/pictures/columns.svg", of_code(architecture.columns)),
+    Picture("docs/pictures/receptive_fields.svg", of_code(architecture.receptive_fields)),
+    Picture("docs/pictures/convolution_speed.svg", speed.methods, "benchmarks/convolutions.json"),
+    Picture("docs/pictures/convolution_error.svg", speed.errors, "benchmarks/convolutions.json"),
+    Picture("docs/pictures/growth.svg", speed.growth, "benchmarks/growth.md"),
+    Picture("docs/pictures/gpu_steps.svg", speed.gpu_steps, "docs/performance.md"),
+    Picture("benchmarks/throughput.png", throughput_plot.draw, "benchmarks/throughput.json"),
+    Picture("benchmarks/throughput_gpu.png", throughput_plot.draw, "benchmarks/throughput_gpu.json"),
+    of_experiment("cifar10_final", cifar10_final.draw),
+    of_experiment("cifar10_search", cifar10_search.draw),
+    of_experiment("cifar10_plain", cifar10_plain.draw),
+    of_experiment("cifar10_comparison", cifar10_comparison.draw),
+    of_experiment("transfer_cifar10_sizes", transfer_cifar10.draw),
+    of_experiment("interruptions", interruptions.draw),
+]
+
+
+def draw(picture: Picture, root: pathlib.Path = ROOT) -> bool:
+    """Draw a picture if its result file exists, and return whether it does.
+
+    Args:
+      picture: the picture.
+      root: the folder of the result file and of the picture.
+    """
+    found: Any = None
+    if picture.source:
+        if not (root / picture.source).exists():
+            return False
+        text = (root / picture.source).read_text()
+        found = json.loads(text) if picture.source.endswith(".json") else text
+    picture.draw(root / picture.target, found)
+    return True
+
+
+def main(names: list[str]) -> None:
+    """Draw the pictures with these names, or all, and print their files."""
+    known = {pathlib.PurePath(picture.target).stem: picture for picture in PICTURES}
+    if unknown := sorted(set(names) - set(known)):
+        raise SystemExit(
+            f"found no picture {', '.join(unknown)}; expected some of {', '.join(known)}: choose from them"
         )
-    left.set_xlim(-8, 232)
-    left.set_ylim(232, -8)
-    left.set_aspect("equal")
-    left.axis("off")
-    left.set_title("VGG-16, 224x224: what a map position sees", fontsize=9)
-    left.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=2)
-    for column, color in zip("ABDE", ("#f0a35e", "#b9a3d9", "#4c8acb", "#24292f"), strict=True):
-        found = network(column).layer_geometry
-        sides = [found[name].receptive_field for name in found if name.startswith("conv")]
-        right.plot(range(1, len(sides) + 1), sides, marker="o", markersize=4, color=color, label=f"column {column}")
-    right.set_xlabel("convolution")
-    right.set_ylabel("side of the receptive field, pixels")
-    right.set_xticks(range(1, 17, 2))
-    right.legend(frameon=False)
-
-
-def draw() -> None:
-    """Draw all pictures."""
-    with matplotlib.rc_context(LOOK):
-        for name, picture, size in (
-            ("columns", columns, (8.6, 8.2)),
-            ("receptive_fields", receptive_fields, (8.6, 4.4)),
-        ):
-            figure = matplotlib.figure.Figure(figsize=size, layout="constrained", facecolor="white")
-            picture(figure)
-            figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None})
+    for name in names or known:
+        print(known[name].target, "" if draw(known[name]) else f"not drawn: {known[name].source} is missing")
 
 
 if __name__ == "__main__":
-    draw()
+    main(sys.argv[1:])

@@ -124,8 +124,13 @@ def report(runs: dict[str, dict[str, Any]], form: dict[str, Any], settings: dict
         *("", "![Accuracy after each epoch](cifar10_comparison.png)"),
     ]
     write(out, "cifar10_comparison", {**settings, "forms": form, "means": means, "runs": runs}, lines)
-    curves = {name: run["eval"] for name, run in runs.items()}
-    draw_curves(os.path.join(out, "cifar10_comparison.png"), curves, "5,000 held-out images, JPEG copy of CIFAR-10")
+    draw(os.path.join(out, "cifar10_comparison.png"), {"runs": runs})
+
+
+def draw(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
+    """Draw the accuracy after each epoch of all runs of a result file."""
+    curves = {name: run["eval"] for name, run in result["runs"].items()}
+    draw_curves(path, curves, "5,000 held-out images, JPEG copy of CIFAR-10")
 
 
 def main() -> None:

@@ -15,38 +15,43 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from experiments.cifar10_runs import data_fields, figures, parser, train, write
 from experiments.cifar10_test import save_network, test_figures
+from vgg_jax.look import FAINT, INK, picture
 
 BATCH = 128
 
 
-def draw(path: str, result: dict[str, Any]) -> None:
+def draw(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
     """Draw the curves, the confusion matrix and the accuracy of each class."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(16, 5), layout="constrained")
-    curves, confusion, bars = figure.subplots(1, 3, width_ratios=(1.1, 1.1, 0.8))
-    for kind, label, style in (("train", "training, augmented", "-"), ("eval", "held-out training images", "o-")):
-        curve = result[kind]
-        curves.plot(curve["epoch"], [100 * a for a in curve["accuracy"]], style, markersize=3, label=label)
     flipped = result["test"]["flip"]
-    curves.axhline(100 * flipped["accuracy"], color="gray", ls=":", label=f"test images: {flipped['accuracy']:.2%}")
-    curves.set(xlabel="epoch", ylabel="accuracy, %", title="Accuracy during training")
-    curves.grid(alpha=0.3)
-    curves.legend()
-    names, matrix = list(flipped["per_class"]), flipped["confusion"]
-    confusion.imshow([[0 if i == j else n for j, n in enumerate(row)] for i, row in enumerate(matrix)], cmap="Reds")
+    with picture(path, (14, 4.6), dpi=100) as figure:
+        curves, confusion, bars = figure.subplots(1, 3, width_ratios=(1.1, 1.1, 0.8))
+        for kind, label, style in (("train", "training, augmented", "-"), ("eval", "held-out training images", "o-")):
+            curve = result[kind]
+            curves.plot(curve["epoch"], [100 * a for a in curve["accuracy"]], style, label=label)
+        label = f"test images: {flipped['accuracy']:.2%}"
+        curves.axhline(100 * flipped["accuracy"], color=FAINT, linestyle=":", label=label)
+        curves.set(xlabel="epoch", ylabel="accuracy, %", title="Accuracy during training")
+        curves.grid()
+        curves.legend(loc="lower right")
+        draw_confusion(confusion, list(flipped["per_class"]), flipped["confusion"])
+        order = sorted(flipped["per_class"], key=lambda name: flipped["per_class"][name])
+        drawn = bars.barh(order, [100 * flipped["per_class"][name] for name in order])
+        bars.bar_label(drawn, fmt="%.1f", padding=2)
+        bars.set(xlabel="accuracy, %", title="Accuracy of each class", xlim=(0, 112))
+        figure.suptitle(f"CIFAR-10, JPEG copy: {flipped['images']:,} test images, each with its horizontal flip")
+
+
+def draw_confusion(axes: Any, names: list[str], matrix: list[list[int]]) -> None:
+    """Draw the number of images by true and predicted class; the color shows the errors only."""
+    axes.imshow([[0 if i == j else n for j, n in enumerate(row)] for i, row in enumerate(matrix)], cmap="Oranges")
+    most = max(n for i, row in enumerate(matrix) for j, n in enumerate(row) if i != j)
     for i, row in enumerate(matrix):
         for j, count in enumerate(row):
-            confusion.text(j, i, count, ha="center", va="center", fontsize=8, color="gray" if i == j else "black")
-    confusion.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    confusion.set_yticks(range(len(names)), names)
-    confusion.set(xlabel="predicted", ylabel="true", title="Test images by true and predicted class")
-    order = sorted(names, key=lambda name: flipped["per_class"][name])
-    drawn = bars.barh(order, [100 * flipped["per_class"][name] for name in order])
-    bars.bar_label(drawn, fmt="%.1f", padding=2)
-    bars.set(xlabel="accuracy, %", title="Accuracy of each class", xlim=(0, 109))
-    figure.suptitle("CIFAR-10, JPEG copy: 10,000 test images, each with its horizontal flip")
-    figure.savefig(path, dpi=100)
+            color = FAINT if i == j else "white" if count > 0.7 * most else INK
+            axes.text(j, i, count, ha="center", va="center", fontsize=7.5, color=color)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted class", ylabel="true class", title="Test images by true and predicted class")
 
 
 def lines_of(result: dict[str, Any]) -> list[str]:

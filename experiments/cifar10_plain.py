@@ -57,8 +57,13 @@ def report(results: dict[str, dict[str, Any]], settings: dict[str, Any], out: st
         *("", "![Accuracy after each epoch](cifar10_plain.png)"),
     ]
     write(out, "cifar10_plain", {**settings, "runs": results}, lines)
-    curves = {name: result["eval"] for name, result in results.items()}
-    draw_curves(os.path.join(out, "cifar10_plain.png"), curves, "1,000 held-out images, JPEG copy of CIFAR-10")
+    draw(os.path.join(out, "cifar10_plain.png"), {"runs": results})
+
+
+def draw(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
+    """Draw the accuracy after each epoch of all runs of a result file."""
+    curves = {name: run["eval"] for name, run in result["runs"].items()}
+    draw_curves(path, curves, "1,000 held-out images, JPEG copy of CIFAR-10")
 
 
 def main() -> None:

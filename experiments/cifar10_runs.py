@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from experiments.environment import environment, table
+from vgg_jax.look import picture
 from vgg_jax.training.metric_writer import read_metrics
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -120,15 +121,12 @@ def write(directory: str, name: str, result: dict[str, Any], lines: Sequence[str
         file.write("\n".join([lines[0], "", *table(found), f"Data: {SOURCE}.", *lines[1:]]) + "\n")
 
 
-def draw_curves(path: str, curves: dict[str, dict[str, Sequence[float]]], title: str) -> None:
+def draw_curves(path: str | os.PathLike[str], curves: dict[str, dict[str, Sequence[float]]], title: str) -> None:
     """Draw curves of accuracy over epochs; each has `epoch` and `accuracy`."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for label, curve in curves.items():
-        axes.plot(curve["epoch"], [100 * value for value in curve["accuracy"]], "o-", markersize=3, label=label)
-    axes.set(xlabel="epoch", ylabel="accuracy, %", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=110)
+    with picture(path, (8, 4.5)) as figure:
+        axes = figure.subplots()
+        for label, curve in curves.items():
+            axes.plot(curve["epoch"], [100 * value for value in curve["accuracy"]], "o-", label=label)
+        axes.set(xlabel="epoch", ylabel="accuracy, %", title=title)
+        axes.grid()
+        axes.legend(fontsize="small")

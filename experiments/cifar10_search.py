@@ -74,10 +74,13 @@ def report(results: dict[str, dict[str, Any]], settings: dict[str, Any], out: st
         *("", "![Accuracy after each epoch](cifar10_search.png)"),
     ]
     write(out, "cifar10_search", {**settings, "runs": results}, lines)
-    curves = {name: result["eval"] for name, result in results.items()}
-    draw_curves(
-        os.path.join(out, "cifar10_search.png"), curves, "5,000 held-out training images, JPEG copy of CIFAR-10"
-    )
+    draw(os.path.join(out, "cifar10_search.png"), {"runs": results})
+
+
+def draw(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
+    """Draw the accuracy after each epoch of all runs of a result file."""
+    curves = {name: run["eval"] for name, run in result["runs"].items()}
+    draw_curves(path, curves, "5,000 held-out training images, JPEG copy of CIFAR-10")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from experiments.cifar10_runs import data_fields, parser, train_command, write
+from vgg_jax.look import picture
 from vgg_jax.training.metric_writer import read_metrics
 
 MEASURED = ("images_per_second", "model_flops_per_second", "mfu")  # in time
@@ -155,19 +156,16 @@ def memory_of(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def draw(path: str, result: dict[str, Any]) -> None:
+def draw(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
     """Draw the memory of both runs over time, with a line at each start of a process."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
-    for run, samples in result["resident_mib"].items():
-        axes.plot([s["seconds"] for s in samples], [s["mib"] for s in samples], label=run, linewidth=1)
-    axes.set(xlabel="seconds of all processes", ylabel="resident memory, MiB", ylim=(0, None))
-    axes.set_title("Memory of the run without and with interruptions")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=110)
+    with picture(path, (9, 4)) as figure:
+        axes = figure.subplots()
+        for run, samples in result["resident_mib"].items():
+            axes.plot([s["seconds"] for s in samples], [s["mib"] for s in samples], label=run, linewidth=1)
+        axes.set(xlabel="seconds of all processes", ylabel="resident memory, MiB", ylim=(0, None))
+        axes.set_title("Memory of the run without and with interruptions")
+        axes.grid()
+        axes.legend()
 
 
 def thinned(samples: list[dict[str, Any]], run: str) -> list[dict[str, float]]:

@@ -20,13 +20,14 @@ import os
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from experiments.cifar10_runs import commands, data_fields, figures, parser, shared, side_by_side, train, write
 from vgg_jax import AUTHORS, load
+from vgg_jax.look import picture
 
 NAME = "transfer_cifar10"
 EPOCHS = {10: 100, 100: 40, 1000: 20, 0: 10}  # of the head, by images of each class; 0: all images
@@ -90,7 +91,7 @@ class Experiment:
             "command": shown.replace(os.path.abspath(self.options.data), "DATA").replace(self.options.runs_dir, "RUNS"),
         }
 
-    def several(self, calls: list[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
+    def several(self, calls: Sequence[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
         """Return the figures of independent runs."""
         return side_by_side(calls, self.options.jobs)
 
@@ -227,34 +228,32 @@ def report(directory: str, part: str, found: Any, settings: dict[str, Any]) -> N
     lines += size_lines(found) if part == "sizes" else run_lines(titles[part], found)
     write(directory, f"{NAME}_{part}", {**settings, "runs": found}, lines)
     if part == "sizes":
-        draw(os.path.join(directory, f"{NAME}_{part}.png"), found, settings["all_images"])
+        draw(os.path.join(directory, f"{NAME}_{part}.png"), {**settings, "runs": found})
 
 
-def draw(path: str, rows: list[dict[str, Any]], all_images: int) -> None:
-    """Draw the accuracies over the images of each class."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+def draw(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
+    """Draw the accuracies over the images of each class, from the result file of the sizes."""
+    rows, all_images = result["runs"], result["all_images"]
     sizes = list(dict.fromkeys(row["images_per_class"] for row in rows))
     places = [size or all_images for size in sizes]
-    for kind, label in (("frozen", "frozen ImageNet features, new head"), ("scratch", "from scratch, same time")):
-        values = [[100 * r[kind]["accuracy"] for r in rows if r["images_per_class"] == size] for size in sizes]
-        means = [statistics.mean(v) for v in values]
-        errors = [
-            [m - min(v) for m, v in zip(means, values, strict=True)],
-            [max(v) - m for m, v in zip(means, values, strict=True)],
-        ]
-        axes.errorbar(places, means, errors, fmt="o-", capsize=3, label=label)
-    axes.set_xscale("log")
-    axes.set_xticks(places, [str(place) for place in places])
-    axes.minorticks_off()
-    axes.set(
-        xlabel="images of each class", ylabel="test accuracy, %", title="CIFAR-10, JPEG copy: transfer and scratch"
-    )
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=110)
+    with picture(path, (7, 4.5)) as figure:
+        axes = figure.subplots()
+        for kind, label in (("frozen", "frozen ImageNet features, new head"), ("scratch", "from scratch, same time")):
+            values = [[100 * r[kind]["accuracy"] for r in rows if r["images_per_class"] == size] for size in sizes]
+            means = [statistics.mean(v) for v in values]
+            errors = [
+                [m - min(v) for m, v in zip(means, values, strict=True)],
+                [max(v) - m for m, v in zip(means, values, strict=True)],
+            ]
+            axes.errorbar(places, means, errors, fmt="o-", capsize=3, label=label)
+        axes.set_xscale("log")
+        axes.set_xticks(places, [str(place) for place in places])
+        axes.minorticks_off()
+        axes.set(
+            xlabel="images of each class", ylabel="test accuracy, %", title="CIFAR-10, JPEG copy: transfer and scratch"
+        )
+        axes.grid()
+        axes.legend()
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
 """Folders in timm's shape: timm reads ours, we read timm's, and what timm has no name for is said."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from tests.export.pages import run_page
 from tests.weights.test_layouts import assert_equal_trees
 from vgg_jax import AUTHORS, CIFAR10, IMAGENET, VGG, Network, load
 from vgg_jax.data.preprocessing import Preprocessing
+from vgg_jax.export.card import Measured
 from vgg_jax.export.timm_configs import crop_fraction
 
 HEAD = dict(num_classes=3, hidden=(32, 4096))  # timm's fc2 has 4096 outputs; a narrow fc1 keeps the tests short
@@ -228,10 +231,46 @@ def test_card_states_what_the_network_carries(narrow, tmp_path):
         assert line in card.splitlines(), line
 
 
+def test_card_states_the_sha256_of_the_weights(narrow, tmp_path):
+    network().save(tmp_path / "net")
+    expected = hashlib.sha256((tmp_path / "net" / "model.safetensors").read_bytes()).hexdigest()
+    card = (tmp_path / "net" / "README.md").read_text()
+    assert f"| SHA-256 of model.safetensors | `{expected}` |" in card.splitlines()
+
+
+MEASURED = Measured(
+    dataset='Birds, the "small" copy',
+    split="1,000 test images",
+    accuracy={"one view": 0.91234, "with the horizontal flip": 0.92},
+    command="python train.py --config birds.py",
+    machine="one machine; jax 0.10.1",
+    details={"license": "CC0-1.0"},
+)
+
+
+def test_hub_reads_the_figures_of_a_card(narrow, tmp_path):
+    network().save(tmp_path / "net", measured=MEASURED)
+    card = huggingface_hub.ModelCard((tmp_path / "net" / "README.md").read_text())
+    assert card.data.library_name == "timm" and "vgg_jax" in card.data.tags
+    first, second = card.data.eval_results
+    assert (first.task_type, first.metric_type) == ("image-classification", "accuracy")
+    assert (first.dataset_type, first.dataset_name) == ("birds", 'Birds, the "small" copy: 1,000 test images')
+    assert (first.metric_value, first.metric_name) == (91.23, "accuracy, one view")
+    assert (second.metric_value, second.metric_name) == (92, "accuracy, with the horizontal flip")
+    for line in ("| accuracy, one view | 91.23% |", "| license | CC0-1.0 |", MEASURED.command):
+        assert line in card.text.splitlines(), line
+
+
+def test_card_and_figures_exclude_each_other(narrow, tmp_path):
+    with raises_user_error("both a card and measured figures", "put the figures into the card"):
+        network().save(tmp_path / "net", card="# Mine", measured=MEASURED)
+    assert os.listdir(tmp_path) == []
+
+
 def test_folder_section_of_the_page_runs(narrow_timm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     network().save("vgg11.safetensors")
-    found = run_page("hub.md", "vgg11-folder")
+    found = run_page("hub.md", "vgg11-folder", "measured-folder")
     assert tuple(found["names"]) == found["same"].classes == NAMES
 
 

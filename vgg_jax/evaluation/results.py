@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from vgg_jax.config import DataConfig
 from vgg_jax.errors import UserError, require
 from vgg_jax.evaluation import published
+from vgg_jax.look import picture
 from vgg_jax.model import VGG
 
 MOST_TICKS = 30  # classes whose names the confusion matrix has room for
@@ -215,29 +217,32 @@ def draw_confusion(result: Result, path: str) -> None:
       UserError: if matplotlib is not installed, the file cannot be written, or an image has no single class.
     """
     require("matplotlib", "train")
-    from matplotlib.figure import Figure  # here, because only this function needs it
-    from matplotlib.ticker import MaxNLocator
-
     matrix, counts, errors = _class_errors(result)
     worst = _worst_classes(counts, errors)[::-1]  # the worst at the top
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    shown = left.imshow(matrix / np.maximum(counts, 1)[:, None], vmin=0, vmax=1, cmap="viridis")
-    left.set(xlabel="predicted class", ylabel="true class", title=f"{result.network}, {result.protocol}")
-    if result.classes and len(result.classes) <= MOST_TICKS:
-        left.set_xticks(range(len(result.classes)), result.classes, rotation=90)
-        left.set_yticks(range(len(result.classes)), result.classes)
-    else:
-        for axis in (left.xaxis, left.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True))
-    figure.colorbar(shown, ax=left, label="share of the true class")
-    right.barh(range(len(worst)), 100 * errors[worst])
-    right.set_yticks(range(len(worst)), [_class_name(result, i) for i in worst])
-    right.set(xlabel="top-1 error, %", ylabel="class", title="the classes with the most errors", xlim=(0, 100))
     try:
-        figure.savefig(path, dpi=100)
+        with picture(path, (11, 5), dpi=100) as figure:
+            left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+            _draw_matrix(left, matrix / np.maximum(counts, 1)[:, None], result)
+            right.barh(range(len(worst)), 100 * errors[worst])
+            right.set_yticks(range(len(worst)), [_class_name(result, i) for i in worst])
+            right.set(xlabel="top-1 error, %", ylabel="class", title="the classes with the most errors", xlim=(0, 100))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}; choose another file with --confusion") from None
+
+
+def _draw_matrix(axes: Any, shares: np.ndarray, result: Result) -> None:
+    """Draw the shares of the predicted classes in each true class."""
+    from matplotlib.ticker import MaxNLocator  # here, because only this function needs it
+
+    shown = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axes.set(xlabel="predicted class", ylabel="true class", title=f"{result.network}, {result.protocol}")
+    if result.classes and len(result.classes) <= MOST_TICKS:
+        axes.set_xticks(range(len(result.classes)), result.classes, rotation=90)
+        axes.set_yticks(range(len(result.classes)), result.classes)
+    else:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+    axes.figure.colorbar(shown, ax=axes, label="share of the true class")
 
 
 def worst_classes(result: Result) -> str:

@@ -1,6 +1,7 @@
 """Folders with `config.json`, `model.safetensors` and a model card: in timm's shape, or in our own."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from vgg_jax.errors import UserError
-from vgg_jax.export.card import model_card
+from vgg_jax.export.card import Measured, model_card
 from vgg_jax.export.timm_configs import inexpressible, label_names, to_config, with_config
 from vgg_jax.weights.cleaning import timm_names
 from vgg_jax.weights.formats import Announce, Loaded, load_file, own_metadata
@@ -40,7 +41,13 @@ def weights_in(path: str) -> str | None:
     return next((file for file in files if os.path.isfile(file)), None)
 
 
-def write_folder(path: str, network: Loaded, card: str | None = None, name: str | None = None) -> tuple[str, ...]:
+def write_folder(
+    path: str,
+    network: Loaded,
+    card: str | None = None,
+    name: str | None = None,
+    measured: Measured | None = None,
+) -> tuple[str, ...]:
     """Write a network's folder, which appears complete or not at all.
 
     Args:
@@ -48,14 +55,17 @@ def write_folder(path: str, network: Loaded, card: str | None = None, name: str 
       network: the network.
       card: the model card; by default one that states what the network carries.
       name: the title of that card; by default the name of the folder.
+      measured: the figures that this card states.
 
     Returns:
       Notes: what was changed for timm, or why timm does not read the folder.
 
     Raises:
-      UserError: if the folder holds files, or it cannot be written.
+      UserError: if the folder holds files, it cannot be written, or both `card` and `measured` are given.
     """
     check_folder(path)
+    if card is not None and measured is not None:
+        raise UserError("found both a card and measured figures; expected one of them: put the figures into the card")
     path = os.path.abspath(path)
     missing, notes = inexpressible(network), tuple[str, ...]()
     if missing is None:
@@ -69,11 +79,13 @@ def write_folder(path: str, network: Loaded, card: str | None = None, name: str 
     else:
         notes = (f"timm has no {missing}: saved in the shape of vgg_jax, which timm does not read",)
         arrays, config = to_torch(network.model, network.variables), _own_config(network)
-    text = card or model_card(network, name or os.path.basename(path), is_timms=missing is None)
     partial = f"{path}.{uuid.uuid4().hex}.partial"
     try:
         os.mkdir(partial)
-        safetensors.numpy.save_file(arrays, os.path.join(partial, WEIGHTS), own_metadata(network))
+        weights = os.path.join(partial, WEIGHTS)
+        safetensors.numpy.save_file(arrays, weights, own_metadata(network))
+        title = name or os.path.basename(path)
+        text = card or model_card(network, title, missing is None, _sha256(weights), measured)
         for file_name, content in ((CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n"), (CARD, text)):
             with open(os.path.join(partial, file_name), "w", encoding="utf-8") as file:
                 file.write(content)
@@ -85,6 +97,11 @@ def write_folder(path: str, network: Loaded, card: str | None = None, name: str 
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # it has its final name if all went well
     return notes
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_folder(path: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vgg_jax.errors import UserError, first_line
+from vgg_jax.export.card import Measured
 from vgg_jax.export.folders import CARD, CONFIG, PREFIX, WEIGHT_FILES, read_folder, write_folder
 from vgg_jax.weights.formats import Announce, Loaded
 
@@ -23,6 +24,7 @@ def push(
     network: Loaded,
     *,
     card: str | None = None,
+    measured: Measured | None = None,
     private: bool = False,
     revision: str | None = None,
     message: str = "Add the network",
@@ -33,6 +35,7 @@ def push(
       repo: the repository, owner/name, or name for one of the token's owner.
       network: the network.
       card: the model card; by default one that states what the network carries, unless the repository has a README.md.
+      measured: the figures that this card states; it then replaces the repository's README.md.
       private: make a new repository private.
       revision: the branch; by default main.
       message: the first line of the commit's message.
@@ -48,11 +51,11 @@ def push(
 
     with tempfile.TemporaryDirectory() as temporary, _explained(repo, "push"):
         folder = os.path.join(temporary, "network")
-        notes = write_folder(folder, network, card, repo.partition("/")[2] or repo)
+        notes = write_folder(folder, network, card, repo.partition("/")[2] or repo, measured)
         api = huggingface_hub.HfApi(library_name="vgg_jax")
         repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
         names = sorted(os.listdir(folder))
-        if card is None and api.file_exists(repo, CARD, revision=revision):
+        if card is None and measured is None and api.file_exists(repo, CARD, revision=revision):
             names.remove(CARD)
         additions = [huggingface_hub.CommitOperationAdd(name, os.path.join(folder, name)) for name in names]
         commit = api.create_commit(repo, additions, commit_message=message, revision=revision)

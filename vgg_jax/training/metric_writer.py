@@ -11,6 +11,7 @@ from typing import Any
 from vgg_jax.console import duration, log
 from vgg_jax.data.loader import Loader
 from vgg_jax.errors import UserError, require
+from vgg_jax.look import picture
 from vgg_jax.training.terminal import RunDisplay
 from vgg_jax.training.trackers import JsonLines, Metrics, TensorBoard, Tracker
 from vgg_jax.training.trackers import read_metrics as read_metrics
@@ -192,28 +193,30 @@ class NoMetricWriter:
 
 def draw_curves(workdir: str) -> None:
     """Draw loss and accuracy (or rmse) of training and evaluation over the epochs into `curves.png`."""
-    figures = require("matplotlib.figure", "train")
-
+    require("matplotlib", "train")
     lines = read_metrics(os.path.join(workdir, "metrics.jsonl"))
-    figure = figures.Figure(figsize=(10, 4), layout="constrained")
+    with picture(os.path.join(workdir, "curves.png"), (10, 4)) as figure:
+        _draw_metrics(figure, lines, os.path.basename(os.path.abspath(workdir)))
+
+
+def _draw_metrics(figure: Any, lines: list[dict[str, Any]], name_of_run: str) -> None:
+    """Draw loss and accuracy (or rmse) of the lines of metrics.jsonl side by side."""
     metric = "rmse" if any("rmse" in line for line in lines) else "accuracy"
     for axes, name in zip(figure.subplots(1, 2), ("loss", metric), strict=True):
         for kind, label, style in (("train", "training", "-"), ("eval", "evaluation", "o-")):
             points = [(line["epoch"], line[name]) for line in lines if line["kind"] == kind and line[name] is not None]
             if points:
-                axes.plot(*zip(*points, strict=True), style, markersize=3, label=label)
+                axes.plot(*zip(*points, strict=True), style, label=label)
         axes.set_xlabel("epoch")
         axes.set_ylabel(name if name == metric else "cross entropy" if metric == "accuracy" else "mean squared error")
         if name == "loss":
             axes.set_yscale("log")  # the loss falls by decades, and the first evaluations may be far above
-        axes.grid(alpha=0.3)
+        axes.grid()
         if axes.lines:
             axes.legend()
     evaluations = [line[metric] for line in lines if line["kind"] == "eval" and line[metric] is not None]
     if evaluations:
-        name = os.path.basename(os.path.abspath(workdir))
-        figure.suptitle(f"{name}: final {metric} {format_metric(metric, evaluations[-1])}")
-    figure.savefig(os.path.join(workdir, "curves.png"), dpi=120)
+        figure.suptitle(f"{name_of_run}: final {metric} {format_metric(metric, evaluations[-1])}")
 
 
 def format_metric(name: str, value: float | int) -> str:
