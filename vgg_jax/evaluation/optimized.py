@@ -11,7 +11,7 @@ import jax
 from vgg_jax.evaluation.protocols import read_outputs
 from vgg_jax.features.activations import layer_activations
 from vgg_jax.model import PLAIN, VGG
-from vgg_jax.weights.folding import folded_model
+from vgg_jax.ops.inference import INFERENCE
 from vgg_jax.weights.inference import can_optimize, choose_methods, optimize_for_inference
 
 Shape = tuple[int, ...]
@@ -50,6 +50,7 @@ class NetworkPrograms:
         self._usable = False
         self._methods: dict[Shape, tuple[tuple[str, str], ...]] = {}
         self._kept: collections.OrderedDict[Any, Optimized] = collections.OrderedDict()
+        self._programs: dict[Any, Any] = {}
         self._predicted = 0
 
     def logits(self, variables: Mapping[str, Any], images: Any) -> Any:
@@ -65,23 +66,27 @@ class NetworkPrograms:
         model, variables = found or (self._model, variables)
         return self._jitted(layer_activations, model)(variables, images, layers=layers)
 
-    def predictions(self, outputs: str, images: int, shape: Shape) -> Callable[[Mapping[str, Any], Any], Any]:
+    def predictions(
+        self, outputs: str, images: int, shape: Shape, ahead: Callable[[Any, Any], Any] | None = None
+    ) -> Callable[[Mapping[str, Any], Any], Any]:
         """Return the function from (variables, images) to outputs, for a number of images in all.
 
         Args:
           outputs: what the logits mean: softmax, sigmoid or values.
           images: the number of images; the first ones of a network are computed by XLA's convolutions.
           shape: (N, H, W, C) of the largest batch, for which the network is optimized.
+          ahead: the program of the network in that form, if it is compiled.
         """
         self._predicted += images
-        is_first = self._predicted < FIRST_IMAGES
-        return functools.partial(self._outputs, outputs, is_first, shape)
+        is_first = (images if ahead else self._predicted) < FIRST_IMAGES
 
-    def _outputs(self, outputs: str, is_first: bool, shape: Shape, variables: Any, images: Any) -> Any:
-        found = None if is_first else self.optimized(variables, jax.ShapeDtypeStruct(shape, images.dtype))
-        model = self._model.clone(layers=PLAIN) if is_first else self._model
-        model, variables = found or (model, variables)
-        return outputs_program(model, outputs)(variables, images)
+        def outputs_of(variables: Mapping[str, Any], inputs: Any) -> Any:
+            model = self._model.clone(layers=PLAIN) if is_first else self._model
+            found = None if is_first else self.optimized(variables, jax.ShapeDtypeStruct(shape, inputs.dtype))
+            model, variables = found or (model, variables)
+            return (ahead or outputs_program(model, outputs))(variables, inputs)
+
+        return outputs_of
 
     def optimized(self, variables: Mapping[str, Any], images: Any) -> Optimized | None:
         """Return the network and its variables, optimized for images of a shape.
@@ -111,23 +116,33 @@ class NetworkPrograms:
             if methods not in self._kept:
                 while len(self._kept) >= KEPT:
                     self._kept.popitem(last=False)
-                self._kept[methods] = optimize_for_inference(self._model, variables, shape)
+                model, made = optimize_for_inference(self._model, variables, shape)
+                for others, (_, other) in self._kept.items():  # equal kernels are kept once
+                    made["params"] |= {name: other["params"][name] for name, _ in set(methods) & set(others)}
+                self._kept[methods] = model, made
             self._kept.move_to_end(methods)
             return self._kept[methods]
 
     def _can_use(self, variables: Mapping[str, Any], leaves: list[Any]) -> bool:
-        if jax.default_backend() != "cpu" or not can_optimize(self._model) or set(variables) - {"params", "batch_stats"}:
+        if (
+            jax.default_backend() != "cpu"
+            or not can_optimize(self._model)
+            or set(variables) - {"params", "batch_stats"}
+        ):
             return False
         if not all(isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return False
         devices = {device for leaf in leaves for device in leaf.devices()}
         return len(devices) == 1 and {device.platform for device in devices} == {"cpu"}
 
-    @functools.cache  # noqa: B019 - a network keeps its programs as long as it lives
     def _jitted(self, function: Callable[..., Any], model: VGG) -> Any:
-        names = ("layers",) if function is layer_activations else ()
-        options = None if model is self._model else COMPILER_OPTIONS
-        return jax.jit(functools.partial(function, model), static_argnames=names, compiler_options=options)
+        key = function, model
+        if key not in self._programs:
+            names = ("layers",) if function is layer_activations else ()
+            options = None if model == self._model else COMPILER_OPTIONS
+            program = jax.jit(functools.partial(function, model), static_argnames=names, compiler_options=options)
+            self._programs[key] = program
+        return self._programs[key]
 
 
 def _apply(model: VGG, variables: Mapping[str, Any], images: Any) -> Any:
@@ -142,4 +157,4 @@ def outputs_program(model: VGG, outputs: str) -> Any:
         logits: Any = model.apply(variables, images)
         return read_outputs(logits, outputs)
 
-    return jax.jit(outputs_of)
+    return jax.jit(outputs_of, compiler_options=COMPILER_OPTIONS if model.layers == INFERENCE else None)

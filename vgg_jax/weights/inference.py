@@ -90,13 +90,12 @@ def _check(model: VGG, variables: Mapping[str, Any], image_shape: Sequence[int])
             f"image_shape is {tuple(image_shape)}; expected (N, H, W, C) with H and W at least {smallest}: pass the "
             "shape of a batch of images"
         )
-    platforms = {
-        d.platform for leaf in jax.tree.leaves(variables) if isinstance(leaf, jax.Array) for d in leaf.devices()
-    }
+    arrays = [leaf for leaf in jax.tree.leaves(variables) if isinstance(leaf, jax.Array)]
+    platforms = {device.platform for array in arrays for device in array.devices()}
     if platforms - {"cpu"}:
         raise UserError(
-            f"the variables are on {', '.join(sorted(platforms))}; expected a CPU: use the network as it is, because an "
-            "accelerator transforms no kernels"
+            f"the variables are on {', '.join(sorted(platforms))}; expected a CPU: use the network as it is, because "
+            "its kernels are transformed on a CPU only"
         )
 
 
