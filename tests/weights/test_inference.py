@@ -75,9 +75,7 @@ def test_method_follows_the_map(shape, features, method):
     assert inference.choose_method(shape, features) == method
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, dict(batch_norm=False), dict(depth=16, conv1x1=True), dict(lrn=True), dict(batch_norm=False, depth=19)]
-)
+@pytest.mark.parametrize("fields", [{}, dict(batch_norm=False), dict(depth=16, conv1x1=True), dict(lrn=True)])
 def test_optimized_network_computes_the_same_logits(fields, fast_methods):
     model, variables = network(**fields)
     optimized, replaced = optimize_for_inference(model, variables, (1, 32, 32, 3))
@@ -140,7 +138,7 @@ def test_training_and_initialization_are_refused():
     images = images_of(1, 32, 32, 3)
     with pytest.raises(ValueError, match="the network is optimized for inference; expected the original one: train"):
         optimized.apply(replaced, images, train=True, rngs={"dropout": jax.random.key(0)})
-    with pytest.raises(ValueError, match="found no kernel of conv1_1; expected the variables of vgg_jax.optimize_for"):
+    with pytest.raises(ValueError, match="found no kernel of conv1_1; expected the variables"):
         optimized.init(jax.random.key(0), images)
 
 
@@ -279,8 +277,8 @@ def errors(fields, side, count):
     wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
     expected = np.asarray(exact.apply(wide, images.astype(np.float64)))
     optimized, replaced = optimize_for_inference(model, variables, images.shape)
-    found = jax.jit(optimized.apply)(replaced, images)
-    return [relative_error(np.asarray(y, np.float64), expected) for y in (found, torch_logits(model, variables, images))]
+    found = jax.jit(optimized.apply)(replaced, images), torch_logits(model, variables, images)
+    return [relative_error(np.asarray(logits, np.float64), expected) for logits in found]
 
 
 @pytest.mark.parametrize("depth", [11, 13, 16, 19])

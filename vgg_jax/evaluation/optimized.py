@@ -44,7 +44,7 @@ class NetworkPrograms:
 
     def __init__(self, model: VGG) -> None:
         """Prepare for a network, without its variables."""
-        self._model = model
+        self._model, self._smallest = model, model.smallest_image()
         self._lock = threading.Lock()
         self._leaves: list[Any] = []
         self._usable = False
@@ -56,9 +56,8 @@ class NetworkPrograms:
     def logits(self, variables: Mapping[str, Any], images: Any) -> Any:
         """Return the output of the network for images (N, H, W, C)."""
         found = self.optimized(variables, images)
-        if found is None:
-            return self._jitted(_apply, self._model)(variables, images)
-        return self._jitted(_apply, found[0])(found[1], images)
+        model, variables = found or (self._model, variables)
+        return self._jitted(_apply, model)(variables, images)
 
     def activations(self, variables: Mapping[str, Any], images: Any, layers: tuple[str, ...]) -> Any:
         """Return the outputs of named layers for images (N, H, W, C)."""
@@ -99,8 +98,8 @@ class NetworkPrograms:
           None if the network is used as it is: inside a transformation of JAX, on an accelerator or several devices, in
           another dtype than float32, or with variables that can change in place, as arrays of NumPy.
         """
-        shape, smallest = getattr(images, "shape", ()), self._model.smallest_image()
-        if isinstance(images, jax.core.Tracer) or len(shape) != 4 or min(shape) < 1 or min(shape[1:3]) < smallest:
+        shape = getattr(images, "shape", ())
+        if isinstance(images, jax.core.Tracer) or len(shape) != 4 or min(shape) < 1 or min(shape[1:3]) < self._smallest:
             return None
         with self._lock:
             leaves = jax.tree.leaves(variables)
@@ -136,10 +135,10 @@ class NetworkPrograms:
         return len(devices) == 1 and {device.platform for device in devices} == {"cpu"}
 
     def _jitted(self, function: Callable[..., Any], model: VGG) -> Any:
-        key = function, model
+        key = function, model is self._model  # not the model itself, whose hash takes longer than a layer
         if key not in self._programs:
             names = ("layers",) if function is layer_activations else ()
-            options = None if model == self._model else COMPILER_OPTIONS
+            options = None if model is self._model else COMPILER_OPTIONS
             program = jax.jit(functools.partial(function, model), static_argnames=names, compiler_options=options)
             self._programs[key] = program
         return self._programs[key]
