@@ -14,6 +14,7 @@ from vgg_jax import CIFAR10, VGG, Network, optimize_for_inference
 from vgg_jax.evaluation.optimized import FIRST_IMAGES
 from vgg_jax.features.activations import layer_activations
 from vgg_jax.model import PLAIN
+from vgg_jax.ops import batch_parts
 from vgg_jax.ops.conv3x3 import conv3x3
 from vgg_jax.ops.inference import convolution, kernel_form, kernel_shape
 from vgg_jax.weights.folding import fold_batch_norm
@@ -108,12 +109,11 @@ def test_shapes_of_variables_give_shapes(fast_methods):
 
 
 def test_parts_of_a_batch_give_the_logits(fast_methods, monkeypatch):
-    from vgg_jax.ops import batch_parts
-
     model, variables = network()
     images = images_of(8, 32, 32, 3)
     optimized, replaced = optimize_for_inference(model, variables, images.shape)
     expected = optimized.apply(replaced, images)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(batch_parts, "LARGEST_MAP_OF_INFERENCE", 2 * 32 * 32 * 8 * 4)
     monkeypatch.setattr(batch_parts, "LARGEST_MAP", 8 * 16 * 16 * 16 * 4 - 1)
     assert "while" in jax.jit(optimized.apply).lower(replaced, images).as_text()
