@@ -180,7 +180,7 @@ def test_network_is_optimized_again_when_variables_change(fast_methods):
 
 def test_arrays_that_change_in_place_are_never_stale(fast_methods):
     model, variables = network(batch_norm=False)
-    net = Network(model, jax.tree.map(np.array, variables), None)
+    net = Network(model, jax.tree.map(lambda leaf: np.asarray(leaf).copy(), variables), None)
     images = images_of(2, 32, 32, 3)
     net(images)
     net.variables["params"]["conv1_1"]["kernel"][:] *= 2

@@ -116,7 +116,8 @@ def _converted(model: VGG, variables: Mapping[str, Any], name: str, method: str)
     elif method in ("", "direct"):
         return dict(leaves)
     device = next(iter(leaves["kernel"].devices())) if isinstance(leaves["kernel"], jax.Array) else None
-    kernel = np.array(kernel, np.float32)  # a copy, because JAX may use the memory of an array of NumPy
-    arrays = {"kernel": kernel_form(kernel, method) if method else kernel, "bias": np.array(bias, np.float32)}
+    # Copies, because JAX may use the memory of an array of NumPy.
+    kernel, bias = (np.asarray(array).astype(np.float32) for array in (kernel, bias))
+    arrays = {"kernel": kernel_form(kernel, method) if method else kernel, "bias": bias}
     placed: dict[str, Any] = jax.device_put(arrays, device)
     return placed
