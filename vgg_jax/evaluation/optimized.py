@@ -33,7 +33,9 @@ def optimized_on_cpu(model: VGG, variables: Any, shape: Shape, devices: int) -> 
     """Return a network optimized for one CPU and images (N, H, W, C), or as it is if another device computes it."""
     if jax.default_backend() != "cpu" or devices > 1 or not can_optimize(model):
         return model, variables
-    return optimize_for_inference(model, variables, shape)
+    count, *sides, channels = shape
+    smallest = model.smallest_image()  # images may be smaller if only the first layers are computed
+    return optimize_for_inference(model, variables, (count, *(max(side, smallest) for side in sides), channels))
 
 
 class NetworkPrograms:
