@@ -85,7 +85,8 @@ class NetworkPrograms:
             model = self._model.clone(layers=PLAIN) if is_first else self._model
             found = None if is_first else self.optimized(variables, jax.ShapeDtypeStruct(shape, inputs.dtype))
             model, variables = found or (model, variables)
-            return (ahead or outputs_program(model, outputs))(variables, inputs)
+            fits = is_first or found is not None or not can_optimize(self._model)  # as the program that was compiled
+            return (ahead if ahead and fits else outputs_program(model, outputs))(variables, inputs)
 
         return outputs_of
 
@@ -106,6 +107,8 @@ class NetworkPrograms:
         with self._lock:
             leaves = jax.tree.leaves(variables)
             if len(leaves) != len(self._leaves) or any(a is not b for a, b in zip(leaves, self._leaves, strict=True)):
+                if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+                    return None
                 self._leaves, self._usable = leaves, self._can_use(variables, leaves)
                 self._kept.clear()
                 self._methods.clear()
@@ -131,7 +134,7 @@ class NetworkPrograms:
             or set(variables) - {"params", "batch_stats"}
         ):
             return False
-        if not all(isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if not all(isinstance(leaf, jax.Array) for leaf in leaves):
             return False
         devices = {device for leaf in leaves for device in leaf.devices()}
         return len(devices) == 1 and {device.platform for device in devices} == {"cpu"}
