@@ -218,6 +218,8 @@ def test_calls_inside_transformations_use_the_network_itself(fast_methods):
     gradient = jax.grad(lambda images: net(images).sum())(images)
     expected = jax.grad(lambda images: model.apply(variables, images).sum())(images)
     assert relative_error(gradient, expected) < TOLERANCE
+    constant = jax.jit(lambda: net(images))()
+    assert relative_error(constant, model.apply(variables, images)) < TOLERANCE
 
 
 def test_predictions_after_the_first_are_optimized(fast_methods):

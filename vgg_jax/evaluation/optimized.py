@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vgg_jax.evaluation.protocols import read_outputs
 from vgg_jax.features.activations import layer_activations
@@ -102,7 +103,7 @@ class NetworkPrograms:
           another dtype than float32, or with variables that can change in place, as arrays of NumPy.
         """
         shape = getattr(images, "shape", ())
-        if isinstance(images, jax.core.Tracer) or len(shape) != 4 or min(shape) < 1 or min(shape[1:3]) < self._smallest:
+        if _is_traced(images) or len(shape) != 4 or min(shape) < 1 or min(shape[1:3]) < self._smallest:
             return None
         with self._lock:
             leaves = jax.tree.leaves(variables)
@@ -147,6 +148,11 @@ class NetworkPrograms:
             program = jax.jit(functools.partial(function, model), static_argnames=names, compiler_options=options)
             self._programs[key] = program
         return self._programs[key]
+
+
+def _is_traced(images: Any) -> bool:
+    """Return whether a transformation of JAX traces the caller: then it may trace constants too."""
+    return isinstance(images, jax.core.Tracer) or isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
 def _apply(model: VGG, variables: Mapping[str, Any], images: Any) -> Any:
