@@ -229,7 +229,7 @@ def test_predictions_after_the_first_are_optimized(fast_methods):
     assert not net._programs._kept
     again = net.predict(images)[0]
     assert net._programs._kept
-    np.testing.assert_allclose(again.probabilities, first.probabilities, rtol=1e-4)
+    np.testing.assert_allclose(again.probabilities, first.probabilities, atol=1e-4)
 
 
 def torch_logits(model, variables, images):
@@ -275,7 +275,7 @@ def errors(fields, side, count):
     """Return the errors of the logits in float32 against float64: of the optimized network, and of PyTorch."""
     model = VGG(**fields)
     variables, images = he_variables(model, side), images_of(count, side, side, 3)
-    exact = model.clone(dtype=jnp.float64, layers=PLAIN)
+    exact = model.clone(dtype=jnp.float64, param_dtype=jnp.float64, layers=PLAIN)
     wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
     expected = np.asarray(exact.apply(wide, images.astype(np.float64)))
     optimized, replaced = optimize_for_inference(model, variables, images.shape)
@@ -285,7 +285,7 @@ def errors(fields, side, count):
 
 @pytest.mark.parametrize("depth", [11, 13, 16, 19])
 def test_error_is_at_most_three_times_pytorchs(depth, fast_methods, x64):
-    ours, theirs = errors(dict(depth=depth, batch_norm=True, num_classes=10, pool_size=1, hidden=()), 64, 2)
+    ours, theirs = errors(dict(depth=depth, batch_norm=True, num_classes=10, pool_size=1, hidden=()), 32, 2)
     print(f"depth {depth}: {ours:.1e}, PyTorch {theirs:.1e}")
     assert ours < 3 * theirs
 
