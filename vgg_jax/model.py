@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from vgg_jax.ops.batch_parts import in_parts, stages_in_parts
 from vgg_jax.ops.dense import Dense
 from vgg_jax.ops.geometry import PIXEL, Geometry
-from vgg_jax.ops.inference import INFERENCE, check_trainable
+from vgg_jax.ops.inference_layers import INFERENCE, check_trainable
 from vgg_jax.ops.layers import FAST as FAST
 from vgg_jax.ops.layers import PLAIN as PLAIN
 from vgg_jax.ops.layers import Layers as Layers

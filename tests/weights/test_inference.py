@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import vgg_jax.ops.inference as inference
+import vgg_jax.ops.inference_layers as inference
 from tests.conftest import raises_user_error, relative_error
 from tests.weights.test_folding import network
 from vgg_jax import CIFAR10, VGG, Network, optimize_for_inference
@@ -16,7 +16,7 @@ from vgg_jax.features.activations import layer_activations
 from vgg_jax.model import PLAIN
 from vgg_jax.ops import batch_parts
 from vgg_jax.ops.conv3x3 import conv3x3
-from vgg_jax.ops.inference import convolution, kernel_form, kernel_shape
+from vgg_jax.ops.inference_layers import convolution, kernel_form, kernel_shape
 from vgg_jax.weights.folding import fold_batch_norm
 
 METHODS = ("direct", "im2col", "winograd2", "winograd4", "winograd6", "karatsuba")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vgg_jax.evaluation.protocols import read_outputs
 from vgg_jax.features.activations import layer_activations
 from vgg_jax.model import PLAIN, VGG
-from vgg_jax.ops.inference import INFERENCE
+from vgg_jax.ops.inference_layers import INFERENCE
 from vgg_jax.weights.inference import can_optimize, choose_methods, optimize_for_inference
 
 Shape = tuple[int, ...]

@@ -11,7 +11,7 @@ import numpy as np
 
 from vgg_jax.errors import UserError
 from vgg_jax.model import FAST, PLAIN, VGG
-from vgg_jax.ops.inference import INFERENCE, choose_method, kernel_form, kernel_shape
+from vgg_jax.ops.inference_layers import INFERENCE, choose_method, kernel_form, kernel_shape
 from vgg_jax.weights.folding import batch_norm_epsilon, folded_arrays, folded_model
 
 
