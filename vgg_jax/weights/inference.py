@@ -18,7 +18,7 @@ from vgg_jax.weights.folding import batch_norm_epsilon, folded_arrays, folded_mo
 def optimize_for_inference(
     model: VGG, variables: Mapping[str, Any], image_shape: Sequence[int]
 ) -> tuple[VGG, dict[str, Any]]:
-    """Optimize a network for inference on a CPU in float32; the result refuses training.
+    """Prepare a network for inference on a CPU in float32; the result refuses training.
 
     Batch norm is folded into the convolutions. The kernel of each 3x3 convolution is replaced by the form that is
     fastest for its map: transformed by Winograd's algorithm once instead of in every call, or reshaped for one matrix
