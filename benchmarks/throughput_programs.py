@@ -86,3 +86,17 @@ class ThroughNetwork(Program):
     def logits(self) -> Any:
         """Return the logits of the batch, in evaluation mode."""
         return self.names["net"](self.batch["image"])
+
+
+class Optimized(Program):
+    """The program for inference by a network that is optimized for it."""
+
+    title = "Optimized inference"
+
+    def logits(self) -> Any:
+        """Return the logits of the batch, in evaluation mode."""
+        return self.names["predict"](self.names["replaced"], self.batch["image"])
+
+    def start_training(self) -> None:
+        """Refuse training."""
+        raise ValueError("the network is optimized for inference; expected a cell of inference")

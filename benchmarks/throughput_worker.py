@@ -35,6 +35,7 @@ ARMS = {
     "ours": "throughput_jax.Ours",
     "program": "throughput_programs.Program",
     "network": "throughput_programs.ThroughNetwork",
+    "optimized": "throughput_programs.Optimized",
     "plain": "throughput_jax.Plain",
     "keras": "throughput_keras.Keras",
     "onnxruntime": "throughput_engines.OnnxRuntime",
@@ -43,7 +44,7 @@ ARMS = {
     "mnn": "throughput_engines.Mnn",
 }
 
-PROGRAMS = ("program", "network")  # they get only the settings that an import of vgg_jax applies
+PROGRAMS = ("program", "network", "optimized")  # they get only the settings that an import of vgg_jax applies
 
 
 # --- the driver's side

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 import vgg_jax
-from tests.conftest import photographs, raises_user_error, random_variables
+from tests.conftest import photographs, raises_user_error, random_variables, relative_error
 from tests.weights.test_layouts import assert_equal_trees
 from vgg_jax import AUTHORS, CIFAR10, IMAGENET, VGG, Network, load
 from vgg_jax.data.preprocessing import FEATURES, Preprocessing
@@ -124,16 +124,19 @@ def test_given_classes_name_the_predictions(three):
 def test_call_returns_the_logits(net):
     images = np.stack([net.preprocess(image) for image in photographs(2)])
     assert images.dtype == np.float32
-    np.testing.assert_array_equal(net(images), jax.jit(MODEL.apply)(net.variables, images))
+    optimized, replaced = vgg_jax.optimize_for_inference(MODEL, net.variables, images.shape)
+    np.testing.assert_array_equal(net(images), jax.jit(optimized.apply)(replaced, images))
+    assert relative_error(net(images), MODEL.apply(net.variables, images)) < 2e-6
 
 
 def test_features_are_the_layer_activations(net):
     images = np.stack([net.preprocess(image) for image in photographs(2)])
     found = net.features(images, ("conv1_1", "pool5"))
-    expected = jax.jit(functools.partial(layer_activations, net.model, layers=("conv1_1", "pool5")))(
-        net.variables, images
-    )
-    assert_equal_trees(found, expected)
+    optimized, replaced = vgg_jax.optimize_for_inference(net.model, net.variables, images.shape)
+    program = jax.jit(functools.partial(layer_activations, layers=("conv1_1", "pool5")), static_argnums=0)
+    assert_equal_trees(found, program(optimized, replaced, images))
+    expected = program(net.model, net.variables, images)
+    assert all(relative_error(found[layer], expected[layer]) < 2e-6 for layer in expected)
     assert list(net.features(images, "relu2_1")) == ["relu2_1"]
     with raises_user_error("found no layer relu9_9; expected some of conv1_1, relu1_1"):
         net.features(images, ("relu9_9",))
@@ -263,7 +266,8 @@ def test_prediction_needs_only_the_core_packages(weights, net, tmp_path):
 
 def test_public_names():
     names = {"AUTHORS", "CIFAR10", "IMAGENET", "VGG", "Network", "UserError", "__version__", "features"}
-    assert set(vgg_jax.__all__) == names | {"fold_batch_norm", "from_torch", "load", "to_torch"}
+    functions = {"fold_batch_norm", "from_torch", "load", "optimize_for_inference", "to_torch"}
+    assert set(vgg_jax.__all__) == names | functions
     assert all(hasattr(vgg_jax, name) for name in vgg_jax.__all__)
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vgg_jax.model import VGG
     from vgg_jax.network import Network, load
     from vgg_jax.weights.folding import fold_batch_norm
+    from vgg_jax.weights.inference import optimize_for_inference
     from vgg_jax.weights.layouts import from_torch, to_torch
 
 try:
@@ -29,6 +30,7 @@ __all__ = [
     "fold_batch_norm",
     "from_torch",
     "load",
+    "optimize_for_inference",
     "to_torch",
 ]
 
@@ -40,6 +42,7 @@ _MODULES = {
     **dict.fromkeys(("from_torch", "to_torch"), "vgg_jax.weights.layouts"),
     "UserError": "vgg_jax.errors",
     "fold_batch_norm": "vgg_jax.weights.folding",
+    "optimize_for_inference": "vgg_jax.weights.inference",
     "VGG": "vgg_jax.model",
 }
 

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vgg_jax.ops.batch_parts import in_parts, number_of_parts
+from vgg_jax.ops.batch_parts import in_parts, stages_in_parts
 from vgg_jax.ops.dense import Dense
 from vgg_jax.ops.geometry import PIXEL, Geometry
+from vgg_jax.ops.inference_layers import INFERENCE, check_trainable
 from vgg_jax.ops.layers import FAST as FAST
 from vgg_jax.ops.layers import PLAIN as PLAIN
 from vgg_jax.ops.layers import Layers as Layers
@@ -252,16 +253,16 @@ class VGG(nn.Module):
           Logits (N, num_classes), or the output of `last_layer` or `final_layer`, in at least float32.
 
         Raises:
-          ValueError: if the images have a wrong shape or dtype, or `train` is True and the convolutions contain their
-            batch norm and are not frozen.
+          ValueError: if the images have a wrong shape or dtype, or `train` is True and the network is optimized for
+            inference, or its convolutions contain their batch norm and are not frozen.
         """
         names = self.layer_names
         if after is None:
             self._check_images(images, last_layer)
         frozen = self.layers_with_parameters(frozen)
-        if train and self.folded and not {name for name in names if name.startswith("conv")} <= set(frozen):
-            raise ValueError("the convolutions contain their batch norm, which training needs; expected the network "
-                             "before folding: train that one, or freeze the convolutions")  # fmt: skip
+        if train:
+            trained = {name for name in names if name.startswith("conv")} - set(frozen)
+            check_trainable(self.folded and bool(trained), self.layers.conv is INFERENCE.conv)
         first, stop = (names.index(name) + 1 if name else None for name in (after, last_layer))
         computed = set(names[first:stop])
 
@@ -284,12 +285,13 @@ class VGG(nn.Module):
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))
 
     def _first_stages(self, x: jax.Array, computed: set[str], whole: bool, average_pool: bool) -> tuple[Any, set[str]]:
-        """Return the output of the first two stages, computed in parts, and the layers that remain to be computed."""
-        layers = [layer.name for stage in self.stages[:2] for layer in stage]
-        parts = number_of_parts(x, self.stages[0][0].features)
-        records = self.is_initializing() or self.is_mutable_collection("intermediates")
-        other = self.layers.conv is not FAST.conv or x.dtype.itemsize < 4  # parts are made for the fast convolution
-        if whole or other or parts == 1 or records or "perturbations" in self.variables or not computed > set(layers):
+        """Return the output of the first stages, computed in parts, and the layers that remain to be computed."""
+        maps = [self.layer_geometry[stage[0].name] for stage in self.stages]
+        count, parts = stages_in_parts(x, maps, self.layers.conv is INFERENCE.conv)
+        layers = [layer.name for stage in self.stages[:count] for layer in stage]
+        whole |= self.is_initializing() or self.is_mutable_collection("intermediates")
+        whole |= self.layers.conv not in (FAST.conv, INFERENCE.conv) or x.dtype.itemsize < 4
+        if whole or parts == 1 or "perturbations" in self.variables or not computed > set(layers):
             return x, computed
         first: Any = functools.partial(self.clone(parent=None).apply, last_layer=layers[-1], average_pool=average_pool)
         return in_parts(first, self.variables, x, parts).astype(self.dtype), computed - set(layers)
@@ -308,8 +310,7 @@ class VGG(nn.Module):
             options["precision"] = of_network(self.precision, self.dtype)
         match layer.kind:
             case "conv":
-                kernel_size = (layer.kernel_size, layer.kernel_size)
-                return self.layers.conv(layer.features, kernel_size, kernel_init=conv_init, **options)(x)
+                return self.layers.conv(layer.features, (layer.kernel_size,) * 2, kernel_init=conv_init, **options)(x)
             case "bn":
                 groups = {"groups": self.batch_norm_groups} if self.batch_norm_groups > 1 else {}
                 return self.layers.norm(**groups, **options)(x, use_running_average=not train)
@@ -333,8 +334,7 @@ class VGG(nn.Module):
             case "average":
                 return x.mean((1, 2))
             case "dropout":
-                y: jax.Array = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-                return y
+                return jnp.asarray(nn.Dropout(self.dropout_rate, deterministic=not train)(x))
         raise AssertionError(layer.kind)
 
     def _check_images(self, images: Array | np.ndarray, last_layer: str | None) -> None:

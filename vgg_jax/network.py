@@ -18,8 +18,8 @@ from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError
 from vgg_jax.evaluation.embedding_files import Embeddings
 from vgg_jax.evaluation.extraction import embeddings
-from vgg_jax.evaluation.programs import CompiledAhead, outputs_program
-from vgg_jax.features.activations import layer_activations
+from vgg_jax.evaluation.optimized import NetworkPrograms
+from vgg_jax.evaluation.programs import CompiledAhead
 from vgg_jax.model import VGG
 from vgg_jax.runtime import placed
 from vgg_jax.sources import read_source
@@ -91,7 +91,7 @@ class Network:
           (N, num_classes) logits; for a network without classes, the output of its last layer: (N, width), or
           (N, H', W', C) if `model.final_layer` ends it.
         """
-        logits: jax.Array = self._logits(self.variables, placed(images))
+        logits: jax.Array = self._programs.logits(self.variables, placed(images))
         return logits
 
     def predict(self, images: Image | Sequence[Image], top: int = 5, batch_size: int = 32) -> list[Prediction]:
@@ -134,15 +134,16 @@ class Network:
             raise UserError(f"top is {top}; expected 1 or more")
         found = find_images(images)
         self.check_has_classes()
-        self.checked_preprocessing()
+        preprocessing = self.checked_preprocessing()
         if self.model.num_classes == 1 and self.outputs == "softmax":
             raise UserError(
                 f"{self.source} has one output, whose softmax is always 1; expected a probability or a number: pass "
                 "outputs='sigmoid' or 'values' to vgg_jax.load, or --outputs to the command"
             )
         batches = (found[start : start + batch_size] for start in range(0, len(found), batch_size))
+        shape = (min(len(found), batch_size), *(preprocessing.crop,) * 2, len(preprocessing.mean))
         program = ahead.program_of(self) if ahead else None
-        outputs = program or outputs_program(self.model, self.outputs, len(found))
+        outputs = self._programs.predictions(self.outputs, len(found), shape, program)
         return (prediction for batch in batches for prediction in self._predict_batch(outputs, batch, top))
 
     def features(
@@ -163,7 +164,8 @@ class Network:
         names = (layers,) if isinstance(layers, str) else tuple(layers)
         if not hasattr(images, "ndim"):
             return {**self.embeddings(images, names, pool="none", all_readable=True).features}
-        activations: dict[str, Array | np.ndarray] = self._activations(self.variables, placed(images), layers=names)
+        inputs = placed(images)
+        activations: dict[str, Array | np.ndarray] = self._programs.activations(self.variables, inputs, names)
         return activations
 
     def embeddings(self, source: Path | Sequence[Path], layers: str | Sequence[str], **options: Any) -> Embeddings:
@@ -239,12 +241,8 @@ class Network:
         return Loaded(self.model, self.variables, self.preprocessing, self.classes, self.outputs, sides=self.sides)
 
     @functools.cached_property
-    def _logits(self) -> Any:
-        return jax.jit(self.model.apply)
-
-    @functools.cached_property
-    def _activations(self) -> Any:
-        return jax.jit(functools.partial(layer_activations, self.model), static_argnames=("layers",))
+    def _programs(self) -> NetworkPrograms:
+        return NetworkPrograms(self.model)
 
     def _predict_batch(self, outputs: Any, images: Sequence[tuple[str, Image]], top: int) -> Iterator[Prediction]:
         inputs, errors = [], {}

@@ -24,6 +24,7 @@ from vgg_jax.errors import UserError
 from vgg_jax.evaluation.batch_plan import Plan, PlannedBatch, plan_scales, plan_views
 from vgg_jax.evaluation.batches import AHEAD, local_mesh, replicated
 from vgg_jax.evaluation.image_sources import ImageSource
+from vgg_jax.evaluation.optimized import keeps_layers, optimized_on_cpu
 from vgg_jax.evaluation.parts import Rows, RowStore
 from vgg_jax.evaluation.pooled_features import FeatureOptions, check_options, image_features
 from vgg_jax.evaluation.reading import Reader
@@ -74,6 +75,7 @@ class Extraction:
         self._source, self._options = source, options
         side = preprocessing.crop
         size = batch_size or min(MOST_IMAGES, max(1, DEFAULT_PIXELS // side**2))
+        self._size = size
         self._pixels = max(1, size * side**2 // (2 if options.flip else 1))
         self._mesh = local_mesh(len(source))
         task = TASK if max(options.scales, default=side) <= SMALL else 1
@@ -99,8 +101,12 @@ class Extraction:
         if not missing:
             return
         views = _Views(missing, self._preprocessing, self._options.scales, self._source)
-        program = _program(self._model, self._preprocessing, self._options, self.plan.padded)
-        variables = replicated(self._variables, self._mesh)
+        model, variables = self._model, self._variables
+        if keeps_layers(model, self._options.layers):
+            side, channels = self._preprocessing.crop, len(self._preprocessing.mean)
+            model, variables = optimized_on_cpu(model, variables, (self._size, side, side, channels), self._mesh.size)
+        program = _program(model, self._preprocessing, self._options, self.plan.padded)
+        variables = replicated(variables, self._mesh)
         sharding = NamedSharding(self._mesh, P(*self._mesh.axis_names))
         running: collections.deque[tuple[PlannedBatch, Rows, dict[str, jax.Array]]] = collections.deque()
 

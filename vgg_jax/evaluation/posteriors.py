@@ -16,6 +16,7 @@ from vgg_jax.data.preprocessing import Preprocessing
 from vgg_jax.errors import UserError
 from vgg_jax.evaluation.batches import Part, Tile, add_posteriors, batch_sizes, local_mesh, replicated
 from vgg_jax.evaluation.buckets import Size, choose_buckets, fitting_bucket
+from vgg_jax.evaluation.optimized import optimized_on_cpu
 from vgg_jax.evaluation.protocols import GRID, center_posteriors, crop_corners, dense_posteriors, flip_posteriors
 from vgg_jax.evaluation.reading import LabeledImages, Reader
 from vgg_jax.evaluation.results import Result, column, fuse
@@ -168,6 +169,8 @@ class _Evaluation:
         self._preprocessing, self._reader, self._flip, self._parts = preprocessing, reader, flip, parts
         self._classes, self._pixels = model.num_classes or 0, batch_size * preprocessing.crop**2
         self._mesh = local_mesh(len(reader))
+        shape = (batch_size, preprocessing.crop, preprocessing.crop, len(preprocessing.mean))
+        model, variables = optimized_on_cpu(model, variables, shape, self._mesh.size)
         self._variables = replicated(variables, self._mesh)
 
         def center(variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:

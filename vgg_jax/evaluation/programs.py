@@ -1,28 +1,14 @@
 """The jitted program of predictions, which can be compiled while the weights are read."""
 
 import contextlib
-import functools
 import threading
 from typing import Any
 
 import jax
 import numpy as np
 
-from vgg_jax.evaluation.protocols import read_outputs
-from vgg_jax.model import PLAIN, VGG
-
-
-@functools.lru_cache(maxsize=8)
-def outputs_program(model: VGG, outputs: str, images: int) -> Any:
-    """Return the jitted function from (variables, images) to outputs, for a number of images in all."""
-    # FAST compiles a second longer than PLAIN and saves 0.08 s per image (VGG-16, 2 cores of an EPYC).
-    model = model if images >= 16 else model.clone(layers=PLAIN)
-
-    def outputs_of(variables: Any, images: jax.Array) -> jax.Array:
-        logits: Any = model.apply(variables, images)
-        return read_outputs(logits, outputs)
-
-    return jax.jit(outputs_of)
+from vgg_jax.evaluation.optimized import FIRST_IMAGES, optimized_on_cpu, outputs_program
+from vgg_jax.model import PLAIN
 
 
 class CompiledAhead:
@@ -45,11 +31,14 @@ class CompiledAhead:
         side, channels = net.preprocessing.crop, len(net.preprocessing.mean)
         inputs = jax.ShapeDtypeStruct((self.batch, side, side, channels), np.float32)
         self._key = (net.model, net.outputs, net.preprocessing)
-        program = outputs_program(net.model, net.outputs, self.images)
 
         def compile_program() -> None:
             with contextlib.suppress(Exception):  # the main thread meets the same error when it calls the program
-                compiled = program.lower(net.variables, inputs).compile()
+                model, variables = net.model.clone(layers=PLAIN), net.variables
+                if self.images >= FIRST_IMAGES:
+                    model, variables = optimized_on_cpu(net.model, variables, inputs.shape, 1)
+                program = outputs_program(model, net.outputs)
+                compiled = program.lower(variables, inputs).compile()
 
                 def call(variables: Any, images: np.ndarray) -> Any:
                     # A batch with unreadable images, or the last one, is smaller.

@@ -53,22 +53,35 @@ def convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, 
     """Return the convolution of maps (N, H, W, C) by a kernel (3, 3, C, D), plus the bias (D,): (N, H, W, D)."""
     height, width = x.shape[1:3]
     by = METHODS[method]
-    x, kernels = _whole_bands(x), by.transform(kernel)
+    x, kernels = whole_tiles(x), by.transform(kernel)
 
     def product(x: jax.Array) -> jax.Array:
         y = by.convolution(x, kernels)
         return y if bias is None else y + bias
 
-    def put_band(i: jax.Array, y: jax.Array) -> jax.Array:
-        return _with_band(y, i, product(_band_with_border(x, i)))
-
-    y: jax.Array
     if _in_bands(x):
         value = kernel[0, 0, 0, 0] if bias is None else bias[0]
-        y = lax.fori_loop(0, x.shape[1] // BAND, put_band, _map_of(value, x.shape, kernel.shape[-1]))
+        y = in_bands(product, x, BAND, _map_of(value, x.shape, kernel.shape[-1]))
     else:
-        y = product(_with_border(x))
+        y = product(with_border(x))
     return y[:, :height, :width]
+
+
+def in_bands(product: Callable[[jax.Array], jax.Array], x: jax.Array, rows: int, y: jax.Array) -> jax.Array:
+    """Return the output (N, H, W, D) of a convolution that is computed in bands.
+
+    Args:
+      product: the convolution of maps with a border.
+      x: feature maps (N, H, W, C) without a border.
+      rows: the rows of a band, which divide H.
+      y: an array of any values in the shape of the output.
+    """
+
+    def put_band(i: jax.Array, y: jax.Array) -> jax.Array:
+        return _with_band(y, i, product(_band_with_border(x, i, rows)), rows)
+
+    output: jax.Array = lax.fori_loop(0, x.shape[1] // rows, put_band, y)
+    return output
 
 
 def gradients(
@@ -80,7 +93,7 @@ def gradients(
     """
     _, height, width, channels = x.shape
     by = METHODS[method]
-    x, dy = _whole_bands(x), _whole_bands(dy)
+    x, dy = whole_tiles(x), whole_tiles(dy)
     # This layout forces XLA to transpose the kernel by a copy. Otherwise the sums of the transform transpose while they
     # read: 22 instead of 2 ms for 512 to 512 channels.
     rows_first = Layout(major_to_minor=(0, 1, 2, 3))
@@ -98,8 +111,8 @@ def gradients(
         sums = (_map_of(kernel[0, 0, 0, 0], x.shape, channels), *zeros)
         dx, dkernels, dbias = lax.fori_loop(0, x.shape[1] // BAND, add_band, sums)
     else:
-        dx = by.convolution(_with_border(dy), kernels)
-        dkernels, dbias = by.gradient(_with_border(x), dy), bias_gradient(dy)
+        dx = by.convolution(with_border(dy), kernels)
+        dkernels, dbias = by.gradient(with_border(x), dy), bias_gradient(dy)
     all_three = (dx[:, :height, :width], by.kernel_gradient(dkernels), dbias)
     # XLA removes what only the others need, in the loop too.
     return [gradient for gradient, is_wanted in zip(all_three, wanted, strict=True) if is_wanted]
@@ -124,24 +137,24 @@ def _in_bands(x: jax.Array) -> bool:
     return surely(lambda: x.shape[0] * x.shape[2] >= SMALLEST_BAND)
 
 
-def _whole_bands(x: jax.Array) -> jax.Array:
-    """Return the map, padded with zeros to a multiple of 4 rows and columns."""
-    after = [-length % BAND for length in x.shape[1:3]]
+def whole_tiles(x: jax.Array, rows: int = BAND) -> jax.Array:
+    """Return the map, padded with zeros to a multiple of 4 rows and columns, or of `rows`."""
+    after = [-length % rows for length in x.shape[1:3]]
     return jnp.pad(x, ((0, 0), *((0, length) for length in after), (0, 0))) if any(after) else x
 
 
-def _with_border(x: jax.Array) -> jax.Array:
+def with_border(x: jax.Array) -> jax.Array:
     """Return the map with a border of zeros, one pixel wide."""
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
-def _band(x: jax.Array, i: jax.Array) -> jax.Array:
-    """Return band `i` of the map: (N, 4, W, C)."""
-    return lax.dynamic_slice_in_dim(x, i * BAND, BAND, 1)
+def _band(x: jax.Array, i: jax.Array, rows: int = BAND) -> jax.Array:
+    """Return band `i` of the map: (N, rows, W, C)."""
+    return lax.dynamic_slice_in_dim(x, i * rows, rows, 1)
 
 
-def _band_with_border(x: jax.Array, i: jax.Array) -> jax.Array:
-    """Return band `i` with the pixels around it, which are zeros outside the map: (N, 6, W + 2, C).
+def _band_with_border(x: jax.Array, i: jax.Array, rows: int = BAND) -> jax.Array:
+    """Return band `i` with the pixels around it, which are zeros outside the map: (N, rows + 2, W + 2, C).
 
     This copy stays in the cache. A copy of the whole map with its border would take as long and need as much memory as
     the map.
@@ -151,9 +164,9 @@ def _band_with_border(x: jax.Array, i: jax.Array) -> jax.Array:
     def row(y: jax.Array) -> jax.Array:
         return jnp.where((y >= 0) & (y < height), lax.dynamic_slice_in_dim(x, jnp.clip(y, 0, height - 1), 1, 1), 0)
 
-    band: jax.Array = jnp.zeros((n, BAND + 2, width + 2, channels), x.dtype)
-    for first, rows in ((0, row(i * BAND - 1)), (1, _band(x, i)), (BAND + 1, row((i + 1) * BAND))):
-        band = lax.dynamic_update_slice(band, rows, (0, first, 1, 0))
+    band: jax.Array = jnp.zeros((n, rows + 2, width + 2, channels), x.dtype)
+    for first, part in ((0, row(i * rows - 1)), (1, _band(x, i, rows)), (rows + 1, row((i + 1) * rows))):
+        band = lax.dynamic_update_slice(band, part, (0, first, 1, 0))
     band = lax.optimization_barrier(band)
     return band
 
@@ -166,5 +179,5 @@ def _map_of(value: jax.Array, shape: tuple[int, ...], channels: int) -> jax.Arra
     return jnp.broadcast_to(value, (*shape[:3], channels))
 
 
-def _with_band(y: jax.Array, i: jax.Array, band: jax.Array) -> jax.Array:
-    return lax.dynamic_update_slice_in_dim(y, band, i * BAND, 1)
+def _with_band(y: jax.Array, i: jax.Array, band: jax.Array, rows: int = BAND) -> jax.Array:
+    return lax.dynamic_update_slice_in_dim(y, band, i * rows, 1)

@@ -3,39 +3,50 @@
 This is F(4x4, 3x3) of Lavin and Gray (arXiv:1509.09308). Each tile of 6x6 pixels gives 4x4 outputs; neighboring tiles
 overlap by 2 pixels. The 36 pixels of all tiles make 36 matrix products. In float32 the error is 2e-6 to 5e-6 of the
 largest output.
+
+Inference also uses F(2x2, 3x3) and F(6x6, 3x3): 4/9 and 16/81 of the multiplications. The number of transformed kernels
+states which: (rows + 2)^2.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 ROWS = 4  # rows, and columns, of the outputs of a tile
 
 
 def _toom_cook(points: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return Winograd's matrices B^T (6, 6), G (6, 3) and A^T (4, 6) for five points and infinity.
+    """Return Winograd's matrices B^T (m + 2, m + 2), G (m + 2, 3) and A^T (m, m + 2) for m + 1 points and infinity.
 
-    A^T (G g * B^T d) is the correlation (4,) of a signal d (6,) with taps g (3,). The taps and the gradient of the
+    A^T (G g * B^T d) is the correlation (m,) of a signal d (m + 2,) with taps g (3,). The taps and the gradient of the
     correlation are polynomials, which the matrices evaluate at the points.
     """
+    rows = len(points) - 1
 
     def powers(count: int) -> np.ndarray:
         return np.array([[p**i for i in range(count)] for p in points] + [[0.0] * (count - 1) + [1.0]])
 
     scale = [np.prod([p - q for q in points if q != p]) for p in points] + [1.0]
-    b = np.linalg.inv(powers(ROWS + 2)) * scale
-    return np.where(abs(b) > 1e-9, b, 0).T, powers(3) / np.array(scale)[:, None], powers(ROWS).T
+    b = np.linalg.inv(powers(rows + 2)) * scale
+    return np.where(abs(b) > 1e-9, b, 0).T, powers(3) / np.array(scale)[:, None], powers(rows).T
 
 
-# With these points the error is a quarter smaller than with those of Lavin and Gray: 0, 1, -1, 2, -2.
-B_T, G, A_T = _toom_cook((0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)))
+# By the rows of the outputs of a tile. With these points of 4 rows the error is a quarter smaller than with those of
+# Lavin and Gray: 0, 1, -1, 2, -2.
+MATRICES = {
+    2: _toom_cook((0.0, 1.0, -1.0)),
+    ROWS: _toom_cook((0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))),
+    6: _toom_cook((0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0)),
+}
+B_T, _, A_T = MATRICES[ROWS]
 
-# From the 9 taps of a kernel g to the 36 numbers of G g G^T, in column-major order as in the tiles.
-KERNEL_TRANSFORM = np.einsum("ri,cj->crij", G, G).reshape(36, 9)
+# By the rows: from the 9 taps of a kernel g to the numbers of G g G^T, in column-major order as in the tiles.
+KERNEL_TRANSFORMS = {rows: np.einsum("ri,cj->crij", g, g).reshape(-1, 9) for rows, (_, g, _) in MATRICES.items()}
 
 
 def transform(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "36 c d"]:
@@ -44,28 +55,35 @@ def transform(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "36 c d"]:
     One matrix product takes 1.5 ms for 512 to 512 channels; sums along one axis and then along the other take 3 ms
     (2 cores of an EPYC).
     """
-    return jnp.tensordot(KERNEL_TRANSFORM.astype(kernel.dtype), kernel.reshape(9, *kernel.shape[2:]), 1)
+    return jnp.tensordot(KERNEL_TRANSFORMS[ROWS].astype(kernel.dtype), kernel.reshape(9, *kernel.shape[2:]), 1)
+
+
+def rows_of(kernels: Shaped[Array, "k c d"]) -> int:
+    """Return the rows of the outputs of a tile, given the transformed kernels ((rows + 2)^2, C, D)."""
+    return math.isqrt(len(kernels)) - 2
 
 
 def convolution(
-    x: Float[Array, "n rows columns c"], kernels: Float[Array, "36 c d"]
+    x: Float[Array, "n rows columns c"], kernels: Float[Array, "k c d"]
 ) -> Float[Array, "n rows-2 columns-2 d"]:
     """Return the convolution of maps with a border by transformed kernels.
 
     Args:
-      x: feature maps (N, H + 2, W + 2, C); H and W are multiples of 4.
-      kernels: the transformed kernels (36, C, D).
+      x: feature maps (N, H + 2, W + 2, C); H and W are multiples of the rows of a tile, usually 4.
+      kernels: the transformed kernels ((rows + 2)^2, C, D).
 
     Returns:
       (N, H, W, D).
     """
-    tiles = _map_tiles(B_T, x)
-    products = jnp.matmul(tiles.reshape(36, -1, x.shape[-1]), kernels)
+    rows = rows_of(kernels)
+    b_t, _, a_t = MATRICES[rows]
+    tiles = _map_tiles(b_t, x, rows)
+    products = jnp.matmul(tiles.reshape(len(kernels), -1, x.shape[-1]), kernels)
     products = lax.optimization_barrier(products.reshape(*tiles.shape[:-1], -1))
     _, _, n, height, width, features = products.shape
-    rows = _sums(A_T, list(products), 4).reshape(6, n, height, width * ROWS, features)
-    rows = lax.optimization_barrier(rows)
-    return _sums(A_T, list(rows), 2).reshape(n, height * ROWS, width * ROWS, features)
+    sums = _sums(a_t, list(products), 4).reshape(rows + 2, n, height, width * rows, features)
+    sums = lax.optimization_barrier(sums)
+    return _sums(a_t, list(sums), 2).reshape(n, height * rows, width * rows, features)
 
 
 def gradient(x: Float[Array, "n rows columns c"], dy: Float[Array, "n rows-2 columns-2 d"]) -> Float[Array, "36 c d"]:
@@ -85,20 +103,20 @@ def gradient(x: Float[Array, "n rows columns c"], dy: Float[Array, "n rows-2 col
 
 def kernel_gradient(gradient: Float[Array, "36 c d"]) -> Float[Array, "3 3 c d"]:
     """Return the gradient of the kernels (3, 3, C, D), given the gradient of the transformed kernels (36, C, D)."""
-    taps = jnp.tensordot(KERNEL_TRANSFORM.T.astype(gradient.dtype), gradient, 1)
+    taps = jnp.tensordot(KERNEL_TRANSFORMS[ROWS].T.astype(gradient.dtype), gradient, 1)
     return taps.reshape(3, 3, *gradient.shape[1:])
 
 
-def _map_tiles(matrix: np.ndarray, x: jax.Array) -> jax.Array:
-    """Return M d M^T of each tile d: (N, H, W, C) to (6, 6, N, H', W', C).
+def _map_tiles(matrix: np.ndarray, x: jax.Array, rows: int = ROWS) -> jax.Array:
+    """Return M d M^T of each tile d: (N, H, W, C) to (rows + 2, rows + 2, N, H', W', C).
 
-    A tile begins every 4 pixels and is as large as M is wide.
+    A tile begins every `rows` pixels and is as large as M is wide.
     """
     size = matrix.shape[1]
 
     def along(x: jax.Array, axis: int) -> jax.Array:
         last = x.shape[axis] - size + 1
-        parts = [lax.slice_in_dim(x, i, i + last, ROWS, axis) for i in range(size)]
+        parts = [lax.slice_in_dim(x, i, i + last, rows, axis) for i in range(size)]
         sums: jax.Array = lax.optimization_barrier(_sums(matrix, parts))
         return sums
 

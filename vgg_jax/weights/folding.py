@@ -37,9 +37,15 @@ def fold_batch_norm(model: VGG, variables: Mapping[str, Any]) -> tuple[VGG, dict
             folded[name] = {"kernel": jnp.asarray(kernel, dtype), "bias": jnp.asarray(bias, dtype)}
         else:
             folded[name] = dict(leaves)
+    return folded_model(model).clone(param_dtype=dtype), {"params": folded}
+
+
+def folded_model(model: VGG) -> VGG:
+    """Return the network whose convolutions contain its batch norm; one without batch norm is returned as it is."""
+    if not model.batch_norm:
+        return model
     final = model.final_layer
-    final = final.replace("bn", "conv") if final else None
-    return model.clone(batch_norm=False, folded=True, final_layer=final, param_dtype=dtype), {"params": folded}
+    return model.clone(batch_norm=False, folded=True, final_layer=final.replace("bn", "conv") if final else None)
 
 
 def batch_norm_epsilon(model: VGG) -> float:
