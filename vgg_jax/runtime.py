@@ -181,8 +181,13 @@ def _baseline() -> int:
 def _request_huge_pages() -> None:
     """Request huge pages for the addresses that the heap grows into.
 
-    The heap grows by HUGE_RANGE bytes, which stay without memory until they are used.
+    The heap grows by HUGE_RANGE bytes, which stay without memory until they are used. Nothing is requested if the
+    addresses of the process are limited (ulimit -v).
     """
+    import resource  # here, because Windows lacks it
+
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        return
     libc = ctypes.CDLL("libc.so.6")
     libc.malloc.restype = ctypes.c_void_p
     libc.malloc.argtypes = [ctypes.c_size_t]

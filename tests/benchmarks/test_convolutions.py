@@ -45,9 +45,7 @@ def test_tiles_of_every_size_are_exact_in_float64():
 
 def test_matrices_are_those_of_vgg_jax():
     _, points = convolutions.POINTS["F(4x4): 0, +-sqrt(1/2), +-sqrt(2)"]
-    for actual, expected in zip(
-        convolutions.matrices(4, points), (winograd.B_T, winograd.G, winograd.A_T), strict=True
-    ):
+    for actual, expected in zip(convolutions.matrices(4, points), winograd.MATRICES[winograd.ROWS], strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-12)
 
 

@@ -21,6 +21,9 @@ from vgg_jax.training.memory import explains_out_of_memory
 
 LIMIT = """
 import resource
+from vgg_jax import runtime
+
+runtime._request_huge_pages = lambda: None  # otherwise the heap has addresses left within the limit
 
 def limit():
     with open("/proc/self/statm") as file:
@@ -61,8 +64,12 @@ program_of = CompiledAhead.program_of
 def limited(ahead, network):
     program = program_of(ahead, network)
     assert program is not None
-    limit()
-    return program
+
+    def limited_program(*arguments):
+        limit()
+        return program(*arguments)
+
+    return limited_program
 
 CompiledAhead.program_of = limited
 sys.exit(predict.main(sys.argv[1:]))

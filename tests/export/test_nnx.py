@@ -45,7 +45,8 @@ def our_loss(net, params, images, key):
 def test_bridged_logits_equal_ours(net, images):
     module = net.to_nnx()
     jitted = nnx.jit(lambda module, images: module(images))
-    assert relative_error(jitted(module, images), net(images)) < 1e-6
+    expected = jax.jit(net.model.apply)(net.variables, images)  # net(images) is optimized: other rounding
+    assert relative_error(jitted(module, images), expected) < 1e-6
     assert_equal_trees(from_nnx(module), dict(net.variables))
 
 

@@ -257,7 +257,8 @@ def test_truncated_networks_are_saved_and_applied(tmp_path, capsys):
         assert_equal_trees(net.variables, part)
         net.save(tmp_path / "a.pth")
         assert_equal_trees(load_file(tmp_path / "a.pth").variables, part)
-    np.testing.assert_allclose(net(images), maps, rtol=1e-5, atol=1e-6)  # compiled: float32 in another order
+    largest = float(np.abs(maps).max())  # float32 in another order: the error is relative to the largest output
+    np.testing.assert_allclose(net(images), maps, rtol=1e-5, atol=1e-6 * largest)
     assert list(net.features(images, "relu2_1")) == ["relu2_1"]
     with raises_user_error("found no layer relu5_1"):
         net.features(images, "relu5_1")

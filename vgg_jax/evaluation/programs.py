@@ -40,7 +40,7 @@ class CompiledAhead:
                 program = outputs_program(model, net.outputs)
                 compiled = program.lower(variables, inputs).compile()
 
-                def call(variables: Any, images: np.ndarray) -> Any:
+                def call(variables: Any, images: Any) -> Any:
                     # A batch with unreadable images, or the last one, is smaller.
                     return (compiled if images.shape == inputs.shape else program)(variables, images)
 
