@@ -27,7 +27,7 @@ if sys.argv[1] != "return":
 program = jax.jit(lambda x: (x @ x.T).sum())  # the product is a temporary array of 2**28 bytes
 x = jnp.ones((2**13, 8))
 if sys.argv[1] == "copied input":
-    x = np.ones(2**16 + 1, np.float32)[1:].reshape(2**13, 8)  # at an address that JAX has to copy from
+    x = np.ones(2**22 + 1, np.float32)[1:].reshape(2**13, 512)  # at an address that JAX has to copy from
 counts = []
 for _ in range(3):
     program(placed(x)).block_until_ready()
