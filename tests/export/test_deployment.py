@@ -27,6 +27,7 @@ def full():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # OpenVINO forks, and JAX warns
 def test_openvino_computes_the_same_logits(full, tmp_path):
     import openvino  # of the extra `engines`
 
