@@ -49,6 +49,24 @@ def test_second_run_of_a_program_takes_no_new_pages():
         assert faults["return"] < PAGES / 100  # XLA itself takes huge pages: 128 of 2 MiB for the array
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are those of the GNU C library's allocator")
+def test_memory_is_kept_without_mallinfo2():
+    """The GNU C library has it from version 2.33 on."""
+    code = """
+import importlib.metadata, sys
+importlib.metadata.entry_points = lambda **group: ()  # hide plug-ins that are installed here
+import jax
+from vgg_jax import runtime
+def missing():
+    raise AttributeError("mallinfo2")
+runtime._resident_and_not_allocated = missing
+assert runtime.keep_freed_memory()
+assert runtime.free_bytes() == sys.maxsize
+assert not jax.config.values["jax_cpu_enable_async_dispatch"]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
 def test_allocator_is_unchanged_with_an_accelerator(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [f"a plug-in of {group}"])

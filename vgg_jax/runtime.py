@@ -138,7 +138,7 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
         settings = [(M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), *([(M_ARENA_MAX, 1)] if one_arena else [])]
         kept = all(mallopt(*setting) for setting in settings)
         jax.monitoring.register_event_duration_secs_listener(_bound_freed_memory)
-        _baseline()
+        free_bytes()  # what is resident now does not count later
         _request_huge_pages()
         if not one_arena:
             jax.config.update("jax_cpu_enable_async_dispatch", False)
