@@ -1,10 +1,12 @@
-"""The search for configs/cifar10_short.py: ten short runs on CIFAR-10. Each run changes one thing.
+"""The search for configs/cifar10_short.py: ten short runs on CIFAR-10, and some as long as the recipe.
 
-    python experiments/cifar10_search.py DATA [--runs-dir DIR] [--only ARM ...] [--epochs 6] [--images 45000] [--jobs 1]
+    python experiments/cifar10_search.py DATA [--long] [--runs-dir DIR] [--only ARM ...] [--images 45000] [--jobs 1]
 
-Trains with batch norm on the first part of the training images of the folder DATA and evaluates on its last 5,000, in
-the order that parts of folders have (docs/data.md). Never reads the test images. The same command resumes; a finished
-run is not repeated. Writes cifar10_search.json and .md with all finished runs, and draws cifar10_search.png from them.
+The short runs train VGG-11 for 6 epochs and change one thing each; --long trains VGG-16 for 25 epochs. Trains with
+batch norm on the first part of the training images of the folder DATA and evaluates on its last 5,000, in the order
+that parts of folders have (docs/data.md). Never reads the test images. The same command resumes; a finished run is not
+repeated. Writes cifar10_search.json and .md with all finished runs, and draws cifar10_search.png from them; with
+--long, cifar10_search_long.
 """
 
 import functools
@@ -42,39 +44,50 @@ ARMS: dict[str, tuple[str, ...]] = {
     "cutout-8": ("data.cutout=8",),
     "ema-0.98": ("optimizer.ema_decay=0.98",),
 }
-EMA = 0.995  # of all other runs: they have fewer updates than 25 epochs
+EMA = "optimizer.ema_decay=0.995"  # of the other short runs, which have fewer updates than 25 epochs
+LONG_ARMS: dict[str, tuple[str, ...]] = {
+    "cifar10_short": (),
+    "pad-2": ("data.pad=2",),
+    "pad-2-rate-0.2": ("data.pad=2", "optimizer.learning_rate=0.2"),
+    "pad-2-decay-1e-3": ("data.pad=2", "optimizer.weight_decay=1e-3"),
+    "pad-2-smoothing-0.2": ("data.pad=2", "label_smoothing=0.2"),
+    "batch-64": ("batch_size=64",),
+    "pad-2-batch-64": ("data.pad=2", "batch_size=64"),
+    "pad-2-batch-64-decay-1e-3": ("data.pad=2", "batch_size=64", "optimizer.weight_decay=1e-3"),
+}
 
 
-def result_of(name: str, workdir: str) -> dict[str, Any]:
+def result_of(overrides: tuple[str, ...], workdir: str) -> dict[str, Any]:
     """Return the figures of one run."""
-    batch_size = next((int(f.split("=")[1]) for f in ARMS[name] if f.startswith("batch_size=")), 128)
-    return {"overrides": ARMS[name], **figures(workdir, batch_size)}
+    batch_size = next((int(f.split("=")[1]) for f in overrides if f.startswith("batch_size=")), 128)
+    return {"overrides": overrides, **figures(workdir, batch_size)}
 
 
-def report(results: dict[str, dict[str, Any]], settings: dict[str, Any], out: str) -> None:
+def report(name: str, results: dict[str, dict[str, Any]], settings: dict[str, Any], out: str) -> None:
     """Write the result files and the picture."""
     rows = []
-    for name, result in sorted(results.items(), key=lambda item: -item[1]["eval"]["accuracy"][-1]):
+    for arm, result in sorted(results.items(), key=lambda item: -item[1]["eval"]["accuracy"][-1]):
         curve, fields = result["eval"], ", ".join(f"`{field}`" for field in result["overrides"]) or "none"
         by_epoch = " ".join(f"{100 * value:.1f}" for value in curve["accuracy"][:-1])
         seconds = sum(result["epoch_seconds"]) / len(result["epoch_seconds"])
-        rows.append(f"| {name} | {fields} | {by_epoch} | {curve['accuracy'][-1]:.2%} | {seconds:.0f} |")
+        rows.append(f"| {arm} | {fields} | {by_epoch} | {curve['accuracy'][-1]:.2%} | {seconds:.0f} |")
     lines = [
         "# The search for a recipe of few epochs",
         "",
         f"VGG-{settings['depth']} with batch norm, `configs/cifar10_short.py`, seed 0. Number of epochs: "
         f"{settings['epochs']:g}, a fifth of them warm-up.",
-        f"Training images: {settings['images']:,}. `optimizer.ema_decay={EMA}` unless stated. Evaluated on 5,000 other",
-        "training images, each with its horizontal flip. Each is one run, so differences below a point mean little:",
-        "the standard error of 85 % of 5,000 images is 0.5 points, and that of another seed adds to it.",
+        f"Training images: {settings['images']:,}. All runs have {', '.join(settings['fields']) or 'no other overrides'}",
+        "unless stated. Evaluated on 5,000 other training images, each with its horizontal flip. Each is one run, so",
+        "differences below a point mean little: the standard error of 85 % of 5,000 images is 0.5 points, and that of",
+        "another seed adds to it.",
         "",
         *shared(settings["jobs"]),
         *("| run | overrides | after each epoch, % | at the end | seconds an epoch |", "|---|---|---|---|---|"),
         *rows,
-        *("", "![Accuracy after each epoch](cifar10_search.png)"),
+        *("", f"![Accuracy after each epoch]({name}.png)"),
     ]
-    write(out, "cifar10_search", {**settings, "runs": results}, lines)
-    draw(os.path.join(out, "cifar10_search.png"), {"runs": results})
+    write(out, name, {**settings, "runs": results}, lines)
+    draw(os.path.join(out, f"{name}.png"), {"runs": results})
 
 
 def draw(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
@@ -86,33 +99,36 @@ def draw(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
 def main() -> None:
     """Train the missing runs, one after the other, and write the results after each."""
     options = parser(__doc__ or "", "cifar10_search")
-    options.add_argument("--only", nargs="+", metavar="ARM", help=f"some of: {', '.join(ARMS)}")
-    options.add_argument("--depth", type=int, default=11, help="(default: %(default)s)")
-    options.add_argument("--epochs", type=float, default=6, help="(default: %(default)s)")
+    options.add_argument("--long", action="store_true", help="the runs of VGG-16 for 25 epochs")
+    options.add_argument("--only", nargs="+", metavar="ARM", help=f"some of: {', '.join({**ARMS, **LONG_ARMS})}")
+    options.add_argument("--depth", type=int, help="(default: 11; 16 with --long)")
+    options.add_argument("--epochs", type=float, help="(default: 6; 25 with --long)")
     options.add_argument("--images", type=int, default=45_000, help="training images (default: %(default)s)")
     chosen = options.parse_args()
-    if unknown := set(chosen.only or ()) - set(ARMS):
-        options.error(f"found no run {', '.join(sorted(unknown))}; expected some of {', '.join(ARMS)}")
-    settings = {"depth": chosen.depth, "epochs": chosen.epochs, "images": chosen.images, "seed": 0}
-    settings["jobs"] = chosen.jobs
-    workdirs = {name: os.path.join(chosen.runs_dir, name) for name in ARMS}
+    arms = LONG_ARMS if chosen.long else ARMS
+    if unknown := set(chosen.only or ()) - set(arms):
+        options.error(f"found no run {', '.join(sorted(unknown))}; expected some of {', '.join(arms)}")
+    epochs = chosen.epochs or (25 if chosen.long else 6)
+    settings = {"depth": chosen.depth or (16 if chosen.long else 11), "epochs": epochs, "images": chosen.images}
+    settings |= {"seed": 0, "jobs": chosen.jobs, "fields": [] if chosen.long else [EMA]}
+    workdirs = {name: os.path.join(chosen.runs_dir, f"long-{name}" if chosen.long else name) for name in arms}
     writing = threading.Lock()
 
     def run(name: str) -> None:
         fields = [
-            f"model.depth={chosen.depth}",
-            f"num_epochs={chosen.epochs}",
-            f"optimizer.warmup_epochs={chosen.epochs / 5}",
-            *([] if any("ema_decay" in field for field in ARMS[name]) else [f"optimizer.ema_decay={EMA}"]),
+            f"model.depth={settings['depth']}",
+            f"num_epochs={epochs}",
+            f"optimizer.warmup_epochs={epochs / 5}",
+            *([] if any("ema_decay" in field for field in arms[name]) else settings["fields"]),
             *data_fields(chosen.data, f"train[:{chosen.images}]", HELD_OUT),
         ]
-        train("cifar10_short.py", workdirs[name], [*fields, *ARMS[name]])
+        train("cifar10_short.py", workdirs[name], [*fields, *arms[name]])
         with writing:
-            results = {name: result_of(name, path) for name, path in workdirs.items() if is_finished(path)}
-            report(results, settings, chosen.out)
+            results = {name: result_of(arms[name], path) for name, path in workdirs.items() if is_finished(path)}
+            report("cifar10_search_long" if chosen.long else "cifar10_search", results, settings, chosen.out)
             print(f"{name}: {results[name]['eval']['accuracy'][-1]:.2%}", flush=True)
 
-    side_by_side([functools.partial(run, name) for name in chosen.only or ARMS], chosen.jobs)
+    side_by_side([functools.partial(run, name) for name in chosen.only or arms], chosen.jobs)
 
 
 if __name__ == "__main__":
