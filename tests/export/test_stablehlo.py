@@ -142,10 +142,11 @@ import jax
 import numpy as np
 from vgg_jax import load
 net = load("net.safetensors")
+ours = jax.jit(net.model.apply)
 constants = jax.jit(lambda images: net.model.apply(net.variables, images))
 for count in (1, 3):
     images = np.load(f"images{count}.npy")
-    np.save(f"ours{count}.npy", net(images))
+    np.save(f"ours{count}.npy", ours(net.variables, images))
     np.save(f"constants{count}.npy", constants(images))
 """
 

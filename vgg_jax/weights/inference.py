@@ -117,7 +117,7 @@ def _converted(model: VGG, variables: Mapping[str, Any], name: str, method: str)
         return dict(leaves)
     device = next(iter(leaves["kernel"].devices())) if isinstance(leaves["kernel"], jax.Array) else None
     # Copies, because JAX may use the memory of an array of NumPy.
-    kernel, bias = (np.asarray(array).astype(np.float32) for array in (kernel, bias))
-    arrays = {"kernel": kernel_form(kernel, method) if method else kernel, "bias": bias}
+    kernel, bias = np.array(kernel), np.array(bias, np.float32)
+    arrays = {"kernel": kernel_form(kernel, method) if method else kernel.astype(np.float32), "bias": bias}
     placed: dict[str, Any] = jax.device_put(arrays, device)
     return placed
