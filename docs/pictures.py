@@ -59,6 +59,7 @@ PICTURES = [
     Picture("benchmarks/throughput_gpu.png", throughput_plot.draw, "benchmarks/throughput_gpu.json"),
     of_experiment("cifar10_final", cifar10_final.draw),
     of_experiment("cifar10_search", cifar10_search.draw),
+    of_experiment("cifar10_search_long", cifar10_search.draw),
     of_experiment("cifar10_plain", cifar10_plain.draw),
     of_experiment("cifar10_comparison", cifar10_comparison.draw),
     of_experiment("transfer_cifar10_sizes", transfer_cifar10.draw),

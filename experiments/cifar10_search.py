@@ -71,15 +71,15 @@ def report(name: str, results: dict[str, dict[str, Any]], settings: dict[str, An
         by_epoch = " ".join(f"{100 * value:.1f}" for value in curve["accuracy"][:-1])
         seconds = sum(result["epoch_seconds"]) / len(result["epoch_seconds"])
         rows.append(f"| {arm} | {fields} | {by_epoch} | {curve['accuracy'][-1]:.2%} | {seconds:.0f} |")
+    all_runs = " ".join(f"`{field}` unless stated" for field in settings["fields"]) or "all other fields as there"
     lines = [
         "# The search for a recipe of few epochs",
         "",
         f"VGG-{settings['depth']} with batch norm, `configs/cifar10_short.py`, seed 0. Number of epochs: "
         f"{settings['epochs']:g}, a fifth of them warm-up.",
-        f"Training images: {settings['images']:,}. All runs have {', '.join(settings['fields']) or 'no other overrides'}",
-        "unless stated. Evaluated on 5,000 other training images, each with its horizontal flip. Each is one run, so",
-        "differences below a point mean little: the standard error of 85 % of 5,000 images is 0.5 points, and that of",
-        "another seed adds to it.",
+        f"Training images: {settings['images']:,}; {all_runs}. Evaluated on 5,000",
+        "other training images, each with its horizontal flip. Each is one run, so differences below a point mean",
+        "little: the standard error of 85 % of 5,000 images is 0.5 points, and that of another seed adds to it.",
         "",
         *shared(settings["jobs"]),
         *("| run | overrides | after each epoch, % | at the end | seconds an epoch |", "|---|---|---|---|---|"),

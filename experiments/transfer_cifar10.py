@@ -1,6 +1,6 @@
 """Transfer to CIFAR-10 with few and with many labels, beside training from scratch for the same time.
 
-  python experiments/transfer_cifar10.py DATA --weights FILE [--parts sizes fine_tuning habits] [--out DIRECTORY]
+  python experiments/transfer_cifar10.py DATA --weights FILE [--parts sizes fine_tuning habits early_stopping]
 
 DATA holds train/CLASS/IMAGE and test/CLASS/IMAGE. FILE holds the paper authors' convolutions of VGG-16 (BGR, mean
 subtracted), see experiments/authors.py. Every run is kept in --runs-dir and resumed if it was stopped.
@@ -10,6 +10,7 @@ configs/cifar10_short.py on the same images for as many seconds. The seconds of 
 from the images per second of features, head and network, measured first, one after the other, on all images.
 fine_tuning: stage 5 trains with a tenth of the rate of the head, beside the head alone, on all images.
 habits: configs/cifar10_short.py with VGG-11 on a part of the images, each time with another habit of the trainer.
+early_stopping: the same with an evaluation after each epoch, to the end and with early stopping.
 
 Each part has its result files, transfer_cifar10_PART.json and .md. A picture shows the sizes.
 """
@@ -20,7 +21,7 @@ import os
 import re
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -39,8 +40,8 @@ HABITS = {  # of VGG-11, because the differences of a short run count, not its a
     "random erasing": ("data.erasing=0.25",),
     "balanced class weights": ("class_weights=balanced",),
     "balanced sampling": ("data.balanced=True", "data.alternating_flip=False"),
-    "early stopping": ("early_stopping_patience=1", "early_stopping_min_delta=0.01"),
 }
+STOPPING = ("early_stopping_patience=1", "early_stopping_min_delta=0.01")
 
 
 def converted(weights: str, directory: str) -> str:
@@ -88,6 +89,7 @@ class Experiment:
             "accuracy": accuracy,
             "training_seconds": sum(found["epoch_seconds"]),
             "last_epoch_seconds": found["epoch_seconds"][-1],
+            "evaluations": {name: found["eval"][name] for name in ("epoch", "accuracy")},
             "command": shown.replace(os.path.abspath(self.options.data), "DATA").replace(self.options.runs_dir, "RUNS"),
         }
 
@@ -166,14 +168,23 @@ class Experiment:
 
     def habits(self) -> dict[str, Any]:
         """Return the figures of a short run with each habit."""
+        return self.short_runs(HABITS)
+
+    def early_stopping(self) -> dict[str, Any]:
+        """Return the figures of a short run to the end, and of one that stops early."""
+        each_epoch = ("eval_every_epochs=1",)
+        return self.short_runs({"to the end": each_epoch, "early stopping": (*each_epoch, *STOPPING)})
+
+    def short_runs(self, runs: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+        """Return the figures of short runs of VGG-11, given the overrides of each by its name."""
         size = f"data.images_per_class={self.options.habit_images}"
         epochs = self.options.habit_epochs
         fields = ["model.depth=11", size, f"num_epochs={epochs}", f"optimizer.warmup_epochs={epochs / 5}"]
         calls = [
             functools.partial(self.run, f"habit-{name.replace(' ', '_')}", "cifar10_short.py", [*fields, *overrides])
-            for name, overrides in HABITS.items()
+            for name, overrides in runs.items()
         ]
-        return dict(zip(HABITS, self.several(calls), strict=True))
+        return dict(zip(runs, self.several(calls), strict=True))
 
 
 def spread(values: list[float]) -> str:
@@ -211,9 +222,12 @@ def size_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 def run_lines(title: str, runs: dict[str, Any]) -> list[str]:
     """Return a table of single runs."""
-    lines = ["", f"## {title}", "", "| run | test accuracy, % | seconds of training | command |", "|---|---|---|---|"]
+    heads = ("run", "test accuracy, %", "evaluations at the epochs", "seconds of training", "command")
+    lines = ["", f"## {title}", "", f"| {' | '.join(heads)} |", "|---|---|---|---|---|"]
     for name, run in runs.items():
-        cells = (name, f"{100 * run['accuracy']:.2f}", f"{run['training_seconds']:.0f}", f"`{run['command']}`")
+        epochs = " ".join(f"{epoch:g}" for epoch in run["evaluations"]["epoch"])
+        accuracy = " ".join(f"{100 * value:.2f}" for value in run["evaluations"]["accuracy"])
+        cells = (name, accuracy, epochs, f"{run['training_seconds']:.0f}", f"`{run['command']}`")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -224,6 +238,7 @@ def report(directory: str, part: str, found: Any, settings: dict[str, Any]) -> N
     titles = {
         "fine_tuning": "The last stage at a tenth of the rate",
         "habits": "What each habit changes in a short run",
+        "early_stopping": "Early stopping in a short run",
     }
     lines += size_lines(found) if part == "sizes" else run_lines(titles[part], found)
     write(directory, f"{NAME}_{part}", {**settings, "runs": found}, lines)
@@ -260,7 +275,7 @@ def main() -> None:
     """Train the missing runs, and write the tables and the picture."""
     options = parser(__doc__ or "", NAME)
     options.add_argument("--weights", required=True, help="the authors' convolutions")
-    parts = ["sizes", "fine_tuning", "habits"]
+    parts = ["sizes", "fine_tuning", "habits", "early_stopping"]
     options.add_argument("--parts", nargs="+", choices=parts, default=parts)
     options.add_argument(
         "--sizes", nargs="*", type=int, default=[10, 100, 1000, 0], help="images of each class; 0: all"

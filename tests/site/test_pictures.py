@@ -111,7 +111,7 @@ def test_final_run_shows_curves_and_confusion(tmp_path, figures):
     assert "30 test images" in figures[0].get_suptitle()
 
 
-@pytest.mark.parametrize("name", ["cifar10_search", "cifar10_plain", "cifar10_comparison"])
+@pytest.mark.parametrize("name", ["cifar10_search", "cifar10_search_long", "cifar10_plain", "cifar10_comparison"])
 def test_curves_of_all_runs_are_drawn(name, tmp_path, figures):
     draw(name, tmp_path, RUNS)
     (axes,) = figures[0].axes
