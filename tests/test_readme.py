@@ -43,7 +43,7 @@ def test_readme_snippets_run(readme):
     assert len(readme[0]["predictions"][0].names) == 5
 
 
-LONG_PAGES = ("embeddings.md", "explaining.md", "fast_convolutions.md", "performance.md")
+LONG_PAGES = ("embeddings.md", "explaining.md", "fast_convolutions.md", "features.md", "performance.md")
 # tests/export and tests/weights run these pages, with narrow networks, a server and other programs.
 # tests/site runs the quickstart, which needs the run that it trains.
 RUN_ELSEWHERE = ("hub.md", "keras.md", "nnx.md", "quickstart.md", "stablehlo.md")
