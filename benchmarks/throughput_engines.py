@@ -94,12 +94,14 @@ class OnnxRuntime(Engine):
 class OpenVino(Engine):
     """OpenVINO."""
 
+    options: ClassVar[dict[str, Any]] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+
     def open(self, path: str) -> None:
         """Open an ONNX file."""
         import openvino
 
-        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": self.threads}
-        self.network = openvino.Core().compile_model(path, "CPU", {"PERFORMANCE_HINT": "LATENCY", **options})
+        options = {**self.options, "INFERENCE_NUM_THREADS": self.threads}
+        self.network = openvino.Core().compile_model(path, "CPU", options)
 
     def step(self) -> Any:
         """Return the logits of the batch."""
@@ -127,14 +129,15 @@ class Ncnn(Engine):
 
     def step(self) -> Any:
         """Return the logits of the batch."""
-        return np.stack([self._one(image) for image in self.images])
+        return np.stack([self.output(image) for image in self.images])
 
-    def _one(self, image: np.ndarray) -> np.ndarray:
+    def output(self, image: np.ndarray, name: str = "out0") -> np.ndarray:
+        """Return an output for one image (3, H, W)."""
         with self.network.create_extractor() as extractor:
             assert extractor.input("in0", self.ncnn.Mat(image)) == 0
-            code, logits = extractor.extract("out0")
+            code, found = extractor.extract(name)
             assert code == 0
-            return np.array(logits)
+            return np.array(found)
 
 
 class Mnn(Engine):

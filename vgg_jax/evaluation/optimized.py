@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 Optimized = tuple[VGG, Any]  # a model and its variables
 # Vectors of 512 instead of 256 bits make the transforms of Winograd's algorithm faster: one image of 224x224 takes
 # VGG-16 43.7 instead of 45.3 ms, one of 32x32 2.75 instead of 2.99 ms (2 cores of an EPYC).
-COMPILER_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
+COMPILER_OPTIONS: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
 KEPT = 2  # choices of methods whose kernels are kept, for calls that alternate between two shapes of images
 # A network computes so many images of `predict` by XLA's convolutions, which compile a second faster.
 FIRST_IMAGES = 16
