@@ -129,7 +129,7 @@ def test_keras_page_runs(keras, tmp_path, monkeypatch):
     keras.backend.clear_session()
     model = run_page("keras.md")["model"]
     images = raw_images(224)
-    # By the network as it is: the optimized one differs by 1.3e-5, because the exponential enlarges the error of logits.
+    # By the network as it is: the optimized one differs by 1.3e-5, as the exponential enlarges the error of logits.
     inputs = np.stack([net.preprocess(image) for image in images])
     ours = np.exp(jax.jit(net.model.apply)(net.variables, inputs))
     assert relative_error(ours / ours.sum(-1, keepdims=True), keras_output(keras, model, images)) < 1e-5
