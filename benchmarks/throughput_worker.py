@@ -130,6 +130,7 @@ class Worker:
 
     def prepare(self, cell: dict[str, Any], directory: str) -> dict[str, Any]:
         """Load, compile and warm up; write the logits to a file, and return the losses of the first two steps."""
+        begin = time.perf_counter()
         module, _, arm_class = ARMS[self.name].partition(".")
         make = getattr(importlib.import_module(f"benchmarks.{module}"), arm_class)
         base = memory("VmRSS")
@@ -144,7 +145,9 @@ class Worker:
         if training:
             logits = arm.logits()
             arm.start_training()
+        before = time.perf_counter() - begin
         seconds, results = self._first_steps()
+        first_answer = before + seconds[0]
         if arm.cell.mode == "epoch":
             arm.start_epochs()
             seconds, _ = self._first_steps()
@@ -154,6 +157,7 @@ class Worker:
         return {
             "device": str(arm.device),
             "losses": [float(result) for result in results[:2]] if training else [],
+            "first_answer_seconds": first_answer,
             "compile_seconds": max(0.0, seconds[0] + seconds[1] - 2 * seconds[2]),
             "step_seconds": seconds[2],
             "base_bytes": base,
