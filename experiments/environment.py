@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "torch", "torchvision", "keras", "h5py")
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "torch", "torchvision", "keras", "h5py", "onnxruntime")
 
 
 def environment() -> dict[str, Any]:
