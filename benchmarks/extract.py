@@ -3,7 +3,7 @@
 Writes N JPEGs of noise in a temporary folder (or takes those of --folder), and in turn measures
 
   bare     the forward pass alone: batches of decoded images in memory, to the layer, with the pooling of the features;
-           the results stay on the device, except the last
+           the network is optimized for inference, as in `extract`; the results stay on the device, except the last
   extract  `vgg-jax extract`: reads and decodes files, computes, writes parts and the final file
 
 and prints the images per second of each and the ratio of their medians. Both are measured from the first batch that is
@@ -34,6 +34,7 @@ from vgg_jax.evaluation import extraction as extraction_module
 from vgg_jax.evaluation.embeddings import Extraction
 from vgg_jax.evaluation.extraction import extract
 from vgg_jax.evaluation.image_sources import open_source
+from vgg_jax.evaluation.optimized import optimized_on_cpu
 from vgg_jax.evaluation.parts import PartFiles, Rows
 from vgg_jax.evaluation.pooled_features import FeatureOptions, image_features
 from vgg_jax.runtime import compiler_options, configure
@@ -82,6 +83,7 @@ def bare_rate(
     model: VGG, variables: dict, preprocessing: Preprocessing, options: FeatureOptions, shape: tuple, images: int
 ) -> tuple[float, float]:
     """Return the images per second of the forward pass alone, and those per processor second."""
+    model, variables = optimized_on_cpu(model, variables, shape, 1)
     function = functools.partial(image_features, model, preprocessing, options, False)
     program = jax.jit(function, compiler_options=compiler_options())
     variables = jax.device_put(variables)
