@@ -93,9 +93,10 @@ class Optimized(Program):
 
     title = "Optimized inference"
 
-    def logits(self) -> Any:
-        """Return the logits of the batch, in evaluation mode."""
-        return self.names["predict"](self.names["replaced"], self.batch["image"])
+    def run(self, title: str) -> None:
+        """Run the program, which replaces the variables."""
+        super().run(title)
+        self.variables = self.names["variables"]
 
     def start_training(self) -> None:
         """Refuse training."""

@@ -10,6 +10,7 @@ import warnings
 from typing import Any
 
 import jax
+import numpy as np
 
 from vgg_jax.platforms import has_accelerator
 
@@ -18,6 +19,7 @@ MOST_FREE = 256 * 2**20  # bytes of freed memory that the process keeps when JAX
 MADV_HUGEPAGE = 14  # the number of <sys/mman.h>
 HUGE_PAGE = 2**21  # bytes
 HUGE_RANGE = 2**32  # addresses for which huge pages are requested
+COPIED_AT_ONCE = 2**16  # bytes of an array that JAX copies in the thread that calls a program (jaxlib: below 100 KiB)
 COMPILATION_CACHE = os.path.join("~", ".cache", "vgg_jax", "compiled")
 VARIABLE = "VGG_JAX_SETTINGS"  # "off": none of the settings below are applied
 
@@ -220,12 +222,16 @@ def return_freed_memory() -> None:
 
 
 def placed(arrays: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
-    """Return the inputs of a program as a tree of JAX arrays on the devices; on a CPU wait for the copies.
+    """Return the inputs of a program as a tree of arrays on the devices; on a CPU wait for the copies.
 
     A program whose inputs are still being copied runs in a thread of XLA instead of the calling one (see
     `keep_freed_memory`), and the arenas of most threads return large arrays to the system: in inference by VGG-16 with
     8 images of 224x224 that are a NumPy array, 95,000 pages in each run, and 18 instead of 23 images/s.
+
+    A small array of NumPy is returned as it is: the call of a program copies it at once.
     """
+    if sharding is None and isinstance(arrays, np.ndarray) and arrays.nbytes <= COPIED_AT_ONCE:
+        return arrays
     found = jax.device_put(arrays, sharding)
     return jax.block_until_ready(found) if jax.default_backend() == "cpu" else found
 

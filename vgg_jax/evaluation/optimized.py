@@ -49,7 +49,8 @@ class NetworkPrograms:
         """Prepare for a network, without its variables."""
         self._model, self._smallest = model, model.smallest_image()
         self._lock = threading.Lock()
-        self._leaves: list[Any] = []
+        self._leaves: list[Any] = []  # which keeps their ids from being those of other arrays
+        self._ids: list[int] = []
         self._usable = False
         self._methods: dict[Shape, tuple[tuple[str, str], ...]] = {}
         self._kept: collections.OrderedDict[Any, Optimized] = collections.OrderedDict()
@@ -103,14 +104,22 @@ class NetworkPrograms:
           another dtype than float32, or with variables that can change in place, as arrays of NumPy.
         """
         shape = getattr(images, "shape", ())
-        if _is_traced(images) or len(shape) != 4 or min(shape) < 1 or min(shape[1:3]) < self._smallest:
+        if isinstance(images, jax.core.Tracer):
             return None
         with self._lock:
+            # Little Python is run in the usual case: a network has just moved it out of the caches of the processor.
             leaves = jax.tree.leaves(variables)
-            if len(leaves) != len(self._leaves) or any(a is not b for a, b in zip(leaves, self._leaves, strict=True)):
+            same = list(map(id, leaves)) == self._ids
+            if same and (methods := self._methods.get(shape)) in self._kept:
+                self._kept.move_to_end(methods)
+                return self._kept[methods]
+            if _is_traced() or len(shape) != 4 or min(shape) < 1 or min(shape[1:3]) < self._smallest:
+                return None
+            if not same:
                 if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
                     return None
-                self._leaves, self._usable = leaves, self._can_use(variables, leaves)
+                self._leaves, self._ids = leaves, list(map(id, leaves))
+                self._usable = self._can_use(variables, leaves)
                 self._kept.clear()
                 self._methods.clear()
             if not self._usable:
@@ -150,9 +159,9 @@ class NetworkPrograms:
         return self._programs[key]
 
 
-def _is_traced(images: Any) -> bool:
-    """Return whether a transformation of JAX traces the caller: then it may trace constants too."""
-    return isinstance(images, jax.core.Tracer) or isinstance(jnp.zeros(()), jax.core.Tracer)
+def _is_traced() -> bool:
+    """Return whether a transformation of JAX traces the caller: then it traces operations on constants too."""
+    return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
 def _apply(model: VGG, variables: Mapping[str, Any], images: Any) -> Any:
