@@ -129,6 +129,24 @@ def test_run_with_flip_and_average_has_its_own_figure(data_dir, tmp_path, capsys
     assert right(saved(tmp_path)).sum() != right(result).sum()
 
 
+def test_flip_is_chosen_beside_the_run(data_dir, tmp_path, capsys):
+    config = Config(ModelConfig(11, num_classes=10), DataConfig("digits", data_dir), flip_eval=True)
+    config.data.mean, config.data.std = (0.3057,), (0.3235,)
+    write_run(tmp_path, config)
+    posteriors, titles = {}, {}
+    for option in ((), ("--flip",), ("--no-flip",)):
+        code, printed = run(("--workdir", tmp_path, *option), capsys)
+        assert code == 0
+        posteriors[option] = saved(tmp_path).posteriors
+        titles[option] = "center_crop with horizontal flip" in printed.out
+    assert titles == {(): True, ("--flip",): True, ("--no-flip",): False}
+    np.testing.assert_array_equal(posteriors[()], posteriors[("--flip",)])
+    assert (posteriors[("--flip",)] != posteriors[("--no-flip",)]).any()
+    code, printed = run(("--workdir", tmp_path, "--flip", "--protocol", "dense"), capsys)
+    assert code == 2
+    assert "with --protocol dense, which always has the horizontal flips; expected center_crop" in printed.err
+
+
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
     """Return a directory of two data sets: `several` labels for each image, and `numbers`."""

@@ -2,7 +2,7 @@
 
     python -m vgg_jax evaluate (--workdir RUN | --weights FILE|NAME) [...]
 
-  center_crop        one crop, as the run evaluates itself (config.flip_eval too); not a protocol of the paper
+  center_crop        one crop, as the run evaluates itself (config.flip_eval or --flip); not a protocol of the paper
   dense              Table 3: the whole image at one scale, and its horizontal flip
   multi_scale        Table 4: the same at three scales
   multi_crop         Table 5: 5x5 crops and their horizontal flips at three scales, 150 crops in all
@@ -85,7 +85,7 @@ def evaluate(options: argparse.Namespace) -> list[tuple[Result, str]]:
 def _open_data(options: argparse.Namespace, net: Network) -> tuple[DataConfig, Any, bool, bool]:
     """Return the data configuration of the run, changed by the options, and the split to evaluate.
 
-    The two flags are the run's `flip_eval`, and whether the run skips corrupt images.
+    The two flags are --flip, by default the run's `flip_eval`, and whether the run skips corrupt images.
 
     The split has the labels of the network, if both the split and the network state their class names.
 
@@ -132,6 +132,7 @@ def _open_data(options: argparse.Namespace, net: Network) -> tuple[DataConfig, A
             f"{stated} states no class names, so labels are compared by number: {split.num_classes} classes of "
             f"{split.name}, {net.model.num_classes} outputs of the network"
         )
+    flip = flip if options.flip is None else options.flip
     return data, split.select(data.classes), flip, data.corrupt_images == "skip"
 
 
@@ -164,6 +165,21 @@ def _check_fusion(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         )
 
 
+def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Raise UserError if options do not fit each other."""
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size is {options.batch_size}; expected 1 or more")
+    if options.fuse:
+        _check_fusion(parser, options)
+    elif options.flip is not None and options.protocol not in ("center_crop", "all"):
+        raise UserError(
+            f"found --flip or --no-flip with --protocol {options.protocol}, which always has the horizontal flips; "
+            "expected center_crop: leave it out"
+        )
+    if options.confusion:
+        require("matplotlib", "train")  # now, because the evaluation before the drawing can take hours
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(prog="vgg-jax evaluate", description=__doc__, formatter_class=Paragraphs)
@@ -191,6 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="images of the network's input size that each device computes together; larger images count by their "
         "pixels, and horizontal flips count (default: %(default)s)",
     )
+    help_flip = "average the logits of center_crop over the horizontal flip (default: as the run's config.flip_eval)"
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help=help_flip)
     parser.add_argument("--output", metavar="DIR", help="folder of the posteriors (default: posteriors, in the run's)")
     parser.add_argument(
         "--per-class", action="store_true", help="print the accuracy of each class, by the last protocol"
@@ -203,12 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure()
 
     def run() -> int:
-        if options.batch_size < 1:
-            raise UserError(f"--batch-size is {options.batch_size}; expected 1 or more")
-        if options.fuse:
-            _check_fusion(parser, options)
-        if options.confusion:
-            require("matplotlib", "train")  # now, because the evaluation before the drawing can take hours
+        _check_options(parser, options)
         results = [fused(options.fuse)] if options.fuse else evaluate(options)
         if options.confusion:
             print(worst_classes(results[-1][0]))
