@@ -12,12 +12,13 @@ import shlex
 import sys
 import tomllib
 
-import jax
+import numpy as np
 import pytest
 from PIL import Image
 
 from docs import directives
 from tests import test_readme
+from tests.conftest import random_variables
 from tests.narrow import NARROW_TABLE
 from tests.site import test_reference
 from vgg_jax import IMAGENET, VGG, Network, to_torch
@@ -100,9 +101,9 @@ def test_python_that_needs_downloads_runs_too(torchvision, tmp_path, monkeypatch
     monkeypatch.setattr("vgg_jax.model.TABLE_1", NARROW_TABLE)
     monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path))
     model = VGG(depth=16, batch_norm=True, pool_size=1, hidden=())
-    variables = model.init(jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)))
+    variables = random_variables(model, 32, 32, 3)
     Network(model, variables, IMAGENET).save("vgg16_bn.safetensors")
-    arrays = {f"module.{name}": torch.tensor(array) for name, array in to_torch(model, variables).items()}
+    arrays = {f"module.{name}": torch.tensor(np.asarray(array)) for name, array in to_torch(model, variables).items()}
     torch.save({"state_dict": arrays, "epoch": 90}, "checkpoint.pth")
     (tmp_path / "photos").mkdir()
     for name in ("photo.jpg", "photos/other.jpg"):
