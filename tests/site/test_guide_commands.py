@@ -114,7 +114,7 @@ def reader(tmp_path_factory):
     save_labels(folder)
     write_cifar10(folder / "tfds", 40, 16)
     prepare_imagenet(folder / "tfds")
-    names = [f"class{label}" for label in range(10)]
+    names = tuple(f"class{label}" for label in range(10))
     (folder / "names.txt").write_text("\n".join(names) + "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vgg_jax.model.TABLE_1", NARROW_TABLE)
