@@ -127,6 +127,7 @@ def reader(tmp_path_factory):
         for name in ("small.safetensors", "vgg11.safetensors"):
             Network(model, variables, CIFAR10, names).save(folder / name)
     hidden = ["--config.model.hidden=(16,16)", "--workdir", "runs/mine"]
+    shutil.copy(folder / "cache" / "vgg16.safetensors", folder)
     run_commands([["train", "--config", "vgg11", *hidden, *SHORT_RUN]], folder)
     shutil.copytree(folder / "runs" / "mine", folder / "runs" / "cifar")
     return folder
