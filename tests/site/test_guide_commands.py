@@ -22,6 +22,7 @@ from vgg_jax.weights.imagenet_classes import imagenet_classes
 ROOT = pathlib.Path(__file__).parent.parent.parent
 RUN = """
 import json
+import os
 import shlex
 import sys
 
@@ -36,7 +37,9 @@ from vgg_jax.__main__ import main
 
 for words in found["commands"]:
     print("---", shlex.join(words), flush=True)
-    code = main(words)
+    if os.fork() == 0:  # a process for each command, which need not import the modules again
+        sys.exit(main(words))
+    code = os.waitstatus_to_exitcode(os.wait()[1])
     if code:
         sys.exit(f"{shlex.join(words)} ended with exit code {code}")
 """
@@ -134,7 +137,7 @@ def reader(tmp_path_factory):
 
 
 def run_commands(found, folder):
-    """Run commands in a folder, one after the other in one process."""
+    """Run commands in a folder, one after the other."""
     digest = hashlib.md5((folder / "cache" / "vgg16_caffe.h5").read_bytes()).hexdigest()
     (folder / "commands.json").write_text(json.dumps({"md5": digest, "commands": found}))
     settings = {
