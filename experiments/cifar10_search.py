@@ -73,7 +73,7 @@ def report(name: str, results: dict[str, dict[str, Any]], settings: dict[str, An
         rows.append(f"| {arm} | {fields} | {by_epoch} | {curve['accuracy'][-1]:.2%} | {seconds:.0f} |")
     all_runs = " ".join(f"`{field}` unless stated" for field in settings["fields"]) or "all other fields as there"
     lines = [
-        "# The search for a recipe of few epochs",
+        f"# The search for a recipe: VGG-{settings['depth']} in {settings['epochs']:g} epochs",
         "",
         f"VGG-{settings['depth']} with batch norm, `configs/cifar10_short.py`, seed 0. Number of epochs: "
         f"{settings['epochs']:g}, a fifth of them warm-up.",

@@ -234,7 +234,9 @@ def run_lines(title: str, runs: dict[str, Any]) -> list[str]:
 
 def report(directory: str, part: str, found: Any, settings: dict[str, Any]) -> None:
     """Write the table of a part, and draw the picture of the sizes."""
-    lines = ["# Transfer to CIFAR-10", "", *shared(settings["jobs"])[:-1]]
+    subjects = {"sizes": "few and many labels", "fine_tuning": "the last stage", "habits": "mixup and other habits"}
+    subject = subjects.get(part, part.replace("_", " "))
+    lines = [f"# Transfer to CIFAR-10: {subject}", "", *shared(settings["jobs"])[:-1]]
     titles = {
         "fine_tuning": "The last stage at a tenth of the rate",
         "habits": "What each habit changes in a short run",
