@@ -24,6 +24,7 @@ LABELS = {
     "ours": "vgg_jax",
     "program": "vgg_jax, program of your own",
     "network": "vgg_jax, through Network",
+    "optimized": "vgg_jax, optimized",
     "plain": "vgg_jax, layers=PLAIN",
     "keras": "Keras on JAX",
     "onnxruntime": "ONNX Runtime",
@@ -49,7 +50,7 @@ def rounded(rate: float) -> str:
 
 def color_of(arm: str) -> str:
     """Return the color of an arm's bar."""
-    if arm in ("ours", "program", "network"):
+    if arm in ("ours", "program", "network", "optimized"):
         return OURS
     return THEIRS if arm.startswith("torch") else OTHERS
 

@@ -56,6 +56,7 @@ PICTURES = [
     Picture("docs/pictures/growth.svg", speed.growth, "benchmarks/growth.md"),
     Picture("docs/pictures/gpu_steps.svg", speed.gpu_steps, "docs/performance.md"),
     Picture("benchmarks/throughput.png", throughput_plot.draw, "benchmarks/throughput.json"),
+    Picture("benchmarks/throughput_engines.png", throughput_plot.draw, "benchmarks/throughput_engines.json"),
     Picture("benchmarks/throughput_gpu.png", throughput_plot.draw, "benchmarks/throughput_gpu.json"),
     of_experiment("cifar10_final", cifar10_final.draw),
     of_experiment("cifar10_search", cifar10_search.draw),

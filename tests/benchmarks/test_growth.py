@@ -8,6 +8,7 @@ from benchmarks import growth
 from benchmarks.throughput_cells import parse_cell
 
 
+@pytest.mark.slow
 def test_table(monkeypatch, capsys):
     """Two real processes run one after the other; the work, time and rate of a row are consistent."""
     cells = [parse_cell("vgg11_bn-32-infer", batch) for batch in (1, 4)]

@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks import variants
 
 
+@pytest.mark.slow
 def test_variants_prints_a_row_for_each_form(narrow, capsys):
     small = ["--rounds", "1", "--seconds", "0", "--cases", "vgg11_bn:32:2"]
     variants.main([*small, "--parts", "crop", "pool", "norm", "finite"])

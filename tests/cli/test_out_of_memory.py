@@ -100,10 +100,10 @@ def test_prediction_names_its_batch_size(tmp_path):
     model = VGG(11, num_classes=5, pool_size=1, hidden=())
     weights = tmp_path / "vgg.safetensors"
     classes = tuple("abcde")
-    Network(model, random_variables(model, 32, 32, 3), Preprocessing(128, 128), classes).save(weights)
+    Network(model, random_variables(model, 32, 32, 3), Preprocessing(512, 512), classes).save(weights)
     paths = [tmp_path / f"{i}.png" for i in range(24)]
     for path in paths:
-        PIL.Image.new("RGB", (128, 128)).save(path)
+        PIL.Image.new("RGB", (512, 512)).save(path)
     error = error_of(PREDICT, "--weights", str(weights), *map(str, paths))
     assert error.startswith("predict: error: out of memory: an allocation of ")
     assert error.endswith("failed; lower --batch-size (now 32)")

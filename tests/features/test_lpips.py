@@ -209,10 +209,9 @@ def test_float32_distances_equal_those_of_the_package(single, reference):
     np.testing.assert_allclose(found, expected[:, 0, 0, 0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "case", [*(pytest.param(case, marks=pytest.mark.slow) for case in ("equal", "black")), "dead channel"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", ["equal", "black", "dead channel"])
 def test_gradients_are_finite(single, dtype, case):
     model, variables = single
     model = model.clone(dtype=jnp.dtype(dtype))

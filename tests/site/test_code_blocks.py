@@ -93,6 +93,7 @@ def test_every_page_with_python_is_run():
     assert {page for page, _ in blocks("{code-cell} ipython3")} == {page for page in PAGES if "/notebooks/" in page}
 
 
+@pytest.mark.slow
 def test_python_that_needs_downloads_runs_too(torchvision, tmp_path, monkeypatch):
     """The marked blocks run with a narrow network in the cache and a checkpoint of a narrow network."""
     import torch
