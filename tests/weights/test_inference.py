@@ -88,6 +88,18 @@ def test_optimized_network_computes_the_same_logits(fields, fast_methods):
         assert relative_error(jax.jit(optimized.apply)(replaced, images), expected) < TOLERANCE
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_parameters_of_other_dtypes_are_transformed(dtype, fast_methods):
+    """As arrays of NumPy, because JAX has no float64 here."""
+    model, variables = network(batch_norm=False)
+    given = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.dtype(dtype)), variables)
+    optimized, replaced = optimize_for_inference(model, given, (1, 32, 32, 3))
+    rounded = jax.tree.map(lambda leaf: leaf.astype(np.float32), given)
+    images = images_of(1, 32, 32, 3)
+    expected = jax.jit(model.apply)(rounded, images)
+    assert relative_error(jax.jit(optimized.apply)(replaced, images), expected) < TOLERANCE
+
+
 def test_kernels_are_replaced_and_the_head_is_shared(fast_methods):
     model, variables = network(batch_norm=False, depth=16)
     _, optimized = optimize_for_inference(model, variables, (1, 32, 32, 3))
