@@ -37,6 +37,7 @@ from benchmarks.throughput_cells import Cell, parse_cell, write_inputs
 from benchmarks.throughput_engines import Ncnn, OpenVino
 from vgg_jax import VGG, from_torch, optimize_for_inference
 from vgg_jax.evaluation.optimized import COMPILER_OPTIONS
+from vgg_jax.ops import winograd
 from vgg_jax.runtime import keep_freed_memory
 
 LAYER = re.compile(r"conv\d_\d|fc\d")
@@ -152,20 +153,20 @@ class Ours:
         found = {}
         for name, leaves in self.variables["params"].items():
             kernel = leaves["kernel"]
-            flops = 2 * kernel.size * rows_of(kernel.shape, maps.get(name, 1))
+            flops = 2 * kernel.size * rows_of(kernel, maps.get(name, 1))
             floor = 1e3 * max(kernel.nbytes / memory, flops / products)
             found[name] = kernel.nbytes / 2**20, flops / 1e9, floor
         return found
 
 
-def rows_of(shape: tuple[int, ...], side: int) -> int:
-    """Return the rows by which each number of a kernel is multiplied, given its shape and the side of the map."""
-    if len(shape) == 3 and shape[0] == 9:  # Karatsuba's algorithm
+def rows_of(kernel: Any, side: int) -> int:
+    """Return the rows by which each number of a kernel is multiplied, given the side of the map."""
+    if kernel.ndim != 3:
+        return side * side
+    if len(kernel) == 9:  # Karatsuba's algorithm
         return 1
-    if len(shape) == 3:
-        tiles = -(-side // (round(shape[0] ** 0.5) - 2))
-        return tiles * tiles
-    return side * side
+    tiles = -(-side // winograd.rows_of(kernel))
+    return tiles * tiles
 
 
 def memory_rate() -> float:
