@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import shutil
 
 import jax
@@ -64,6 +65,13 @@ def test_step_selects_the_checkpoint(step, found, run):
     assert step_of(load(run, step=step)) == found
     step, metrics = best_evaluation(str(run / "checkpoints"))
     assert (step, metrics["accuracy"]) == (2, 0.9)
+
+
+def test_orbax_logs_nothing(run, caplog):
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        load(run)
+        assert not caplog.messages
+        assert logging.getLogger("absl").level == logging.WARNING
 
 
 @pytest.mark.parametrize("step", ["3", "first", "-2", ""])

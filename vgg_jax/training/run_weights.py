@@ -1,6 +1,9 @@
 """The network of a run's directory: the weights of its latest or best checkpoint, or of a given step."""
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -49,7 +52,9 @@ def load_run(path: str | os.PathLike[str], step: str | int = "latest") -> Loaded
         model = create_model(config.model)
     except ValueError as error:
         raise UserError(f"{path} is not the directory of a run: config.json: model.{error}") from None
-    variables = jax.tree.map(jnp.asarray, evaluated_variables(_read(path, directory, str(step))))
+    with _silent_orbax():
+        arrays = _read(path, directory, str(step))
+    variables = jax.tree.map(jnp.asarray, evaluated_variables(arrays))
     if not variables["batch_stats"]:
         del variables["batch_stats"]
     data = config.data
@@ -70,6 +75,18 @@ def best_evaluation(directory: str) -> tuple[int, dict[str, float]] | None:
         if metrics and (best is None or evaluation_error(metrics) <= evaluation_error(best[1])):
             best = step, metrics
     return best
+
+
+@contextlib.contextmanager
+def _silent_orbax() -> Iterator[None]:
+    """Silence Orbax's warnings, which state that a directory opened for reading is not written."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _read(path: str, directory: str, step: str) -> dict[str, Any]:
