@@ -221,15 +221,15 @@ def size_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def run_lines(title: str, runs: dict[str, Any]) -> list[str]:
-    """Return a table of single runs."""
-    heads = ("run", "test accuracy, %", "evaluations at the epochs", "seconds of training", "command")
-    lines = ["", f"## {title}", "", f"| {' | '.join(heads)} |", "|---|---|---|---|---|"]
+    """Return a table of single runs, with the epochs of the evaluations if a run has several."""
+    several = any(len(run["evaluations"]["epoch"]) > 1 for run in runs.values())
+    heads = ["run", "test accuracy, %", "evaluations at the epochs", "seconds of training", "command"]
+    rows = [heads, ["---"] * len(heads)]
     for name, run in runs.items():
         epochs = " ".join(f"{epoch:g}" for epoch in run["evaluations"]["epoch"])
         accuracy = " ".join(f"{100 * value:.2f}" for value in run["evaluations"]["accuracy"])
-        cells = (name, accuracy, epochs, f"{run['training_seconds']:.0f}", f"`{run['command']}`")
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append([name, accuracy, epochs, f"{run['training_seconds']:.0f}", f"`{run['command']}`"])
+    return ["", f"## {title}", "", *(f"| {' | '.join(row if several else row[:2] + row[3:])} |" for row in rows)]
 
 
 def report(directory: str, part: str, found: Any, settings: dict[str, Any]) -> None:
