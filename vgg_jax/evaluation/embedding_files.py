@@ -23,13 +23,14 @@ KIND = "vgg_jax embeddings"
 
 @dataclasses.dataclass
 class Embeddings:
-    """The features of images, read from a file that `vgg-jax extract` wrote.
+    """The features of images: the result of `embeddings`, or read from a file that `vgg-jax extract` wrote.
 
     Attributes:
       features: from each layer to (N, C') float32, or to (N, H', W', C') for maps.
       names: the N names of the images.
       labels: (N,) int32 classes or (N, K) float32; None if the images have none.
-      description: layers, pool, scales, preprocessing, hash of the weights and the class names.
+      description: layers, view (pool, scales and the other options), preprocessing, weights (their hash), network,
+        images (their hash), class_names and more, as JSON values.
     """
 
     features: dict[str, np.ndarray]
@@ -119,8 +120,11 @@ def load_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     Args:
       path: the file: .npz, .safetensors or .parquet.
 
+    Returns:
+      All of the file's features, names and labels, in memory.
+
     Raises:
-      UserError: if the file is not of that kind or damaged, or pyarrow is missing for a .parquet file.
+      UserError: if the file is missing, damaged or not of that kind, or pyarrow is missing for a .parquet file.
     """
     path = os.fspath(path)
     if not os.path.exists(path):

@@ -65,11 +65,21 @@ def extract(
       source: the images.
       options: the choices of the features.
       path: the file; its suffix .npz, .safetensors or .parquet decides the format.
-      batch_size: as for `Extraction`.
-      overwrite: replace a file, and discard unfinished features, of other inputs.
+      batch_size: images of the size of the crop that each device computes together. Larger images count by their
+        pixels, and horizontal flips count too. By default as many as have the pixels of 16 images of 224x224, at most
+        128.
+      overwrite: replace the file if it exists, and discard unfinished features of other inputs. By default a file of
+        the same inputs is kept, and nothing is computed.
+
+    Returns:
+      The path, the numbers of images in the file and of unreadable ones, and whether features were computed.
 
     Raises:
-      UserError: if the network cannot compute the features, or the file or unfinished features have other inputs.
+      UserError: if the network cannot compute the features, no image can be read, the path cannot be written or needs
+        pyarrow, another process writes it, or the file or unfinished features have other inputs.
+
+    Source:
+      Appendix B of the paper, for whole images at several scales.
     """
     check_path(path)
     extraction = Extraction(model, variables, preprocessing, source, options, batch_size)
@@ -115,12 +125,15 @@ def embeddings(
       layers: names from `model.layer_names`.
       split: the split of a data set.
       data_dir: TFDS's data directory.
-      batch_size: as for `Extraction`.
+      batch_size: as for `extract`.
       all_readable: raise UserError if an image cannot be read.
       **choices: the fields of `FeatureOptions` beside the layers: pool, scales, combine, flip and normalize.
 
+    Returns:
+      The features in float32, in the order of the images, with their names, and their labels if they have any.
+
     Raises:
-      UserError: if the images, the layers or the choices cannot be used.
+      UserError: if the images, the layers or the choices cannot be used, or no image can be read.
     """
     unknown = choices.keys() - {field.name for field in dataclasses.fields(FeatureOptions)}
     if unknown:

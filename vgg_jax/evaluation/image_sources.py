@@ -179,8 +179,12 @@ def open_source(
       split: the split of a data set. A folder CLASS/IMAGE needs none.
       data_dir: TFDS's data directory.
 
+    Returns:
+      The images, decoded when they are read: (H, W, C) uint8. The image files of a folder have no labels. The images of
+      a data set, or of a folder of classes, have them.
+
     Raises:
-      UserError: if there is nothing to read, or a data set has splits and none was chosen.
+      UserError: if there is nothing to read, or a data set has splits and none was chosen, or not this one.
     """
     path = os.path.expanduser(source)
     if os.path.isfile(path) or (os.path.isdir(path) and split is None and has_image(path)):

@@ -25,20 +25,20 @@ Report = Callable[[str], None]
 class Probe:
     """The result of a linear probe."""
 
-    correct: int
-    total: int
+    correct: int  # test images whose class is predicted
+    total: int  # test images
     strength: float  # the chosen C
     held_out: dict[float, float]  # from each C to the accuracy on the held-out training images
     per_class: tuple[float, ...]  # the accuracy of each class; NaN for a class without test images
 
     @property
     def accuracy(self) -> float:
-        """Return the accuracy on the test images."""
+        """Return the accuracy on the test images, from 0 to 1."""
         return self.correct / self.total
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Return the 95 % interval of the accuracy."""
+        """Return the lower and upper bound of the 95 % interval of the accuracy, by Wilson's score (1927)."""
         return wilson_interval(self.correct, self.total)
 
 
@@ -75,18 +75,25 @@ def fit_probe(
     class; of several, the smallest. The classifier is then trained on all training images.
 
     Args:
-      features: (N, C) of the training images.
-      labels: (N,) their classes.
+      features: (N, C) of the training images, float32 or float64.
+      labels: (N,) their classes, integers from 0 to `num_classes` - 1.
       test_features: (M, C) of the test images, which only the last step uses.
-      test_labels: (M,) their classes.
+      test_labels: (M,) their classes, likewise.
       num_classes: the number of classes.
       classifier: svm (LinearSVC, one class against the rest, squared hinge loss) or logistic (LogisticRegression).
       strengths: candidates for C, the inverse strength of the L2 regularization; with one, nothing is held out.
       seed: seed of the draw and of the solver.
-      report: called with a line for each C.
+      report: called with a line for each C, and for a solver that did not converge.
+
+    Returns:
+      The chosen C and the accuracies.
 
     Raises:
-      UserError: if scikit-learn is missing, the classifier is unknown, or a class has too few images.
+      UserError: if scikit-learn is missing, the classifier is unknown, C is not positive, or C is to be chosen and a
+        class has only one training image.
+
+    Source:
+      Appendix B of the paper; the classifiers are those of scikit-learn.
     """
     require("sklearn", "extract")
     if classifier not in CLASSIFIERS:

@@ -55,7 +55,10 @@ def center_posteriors(
       flip: average the logits of each image and its horizontal flip, as a run with `flip_eval` does.
 
     Returns:
-      (N, num_classes) probabilities; for `values`, the numbers themselves.
+      (N, num_classes) probabilities in at least float32; for `values`, the numbers themselves.
+
+    Raises:
+      ValueError: if the images are too small, or not floats with four axes.
     """
     if not flip:
         return read_outputs(jnp.asarray(model.apply(variables, images)), outputs)
@@ -79,10 +82,14 @@ def dense_scores(
         default the images have no padding.
 
     Returns:
-      (N, num_classes) scores, before the softmax.
+      (N, num_classes) scores, before the softmax, in the model's dtype.
 
     Raises:
-      UserError: if the images are too small, or the network takes maxima in the pool before its head.
+      UserError: if the last map is smaller than `pool_size`, or the network takes maxima in the pool before its head.
+      ValueError: if H or W is less than `model.smallest_image()`, or the images are not floats with four axes.
+
+    Source:
+      Section 3.2 of the paper, which follows Sermanet et al. (2014), "OverFeat".
     """
     x = dense_maps(model, variables, images, sizes, model.layer_names[-1:])[model.layer_names[-1]]
     if sizes is None:
@@ -108,10 +115,12 @@ def dense_maps(
       layers: names from `model.layer_names`. A layer of the head has one position for each window of `pool_size`.
 
     Returns:
-      From each name to (N, H', W', C').
+      From each name to (N, H', W', C') in the model's dtype.
 
     Raises:
-      UserError: if the images are too small, or a layer follows a pool that takes maxima before the head.
+      UserError: if the images are too small for the head, or a layer follows a pool that takes maxima before the head.
+      ValueError: if the images are too small for the layers, or not floats with four axes.
+      KeyError: if a name is not a layer of the network.
     """
     network = model if sizes is None else zero_padded(model, jnp.asarray(sizes))
     trunk = [layer.name for stage in model.stages for layer in stage]
@@ -225,10 +234,10 @@ def dense_posteriors(
       sizes: as for `dense_scores`.
 
     Returns:
-      (N, num_classes) probabilities or numbers.
+      (N, num_classes) probabilities, or numbers for `values`, in the model's dtype.
 
     Raises:
-      UserError: if the images are too small.
+      The errors of `dense_scores`.
     """
     both = _with_flips(images, horizontal_flip(images, sizes))
     scores = dense_scores(model, variables, both, None if sizes is None else jnp.repeat(jnp.asarray(sizes), 2, 0))
@@ -285,7 +294,13 @@ def crop_posteriors(
       outputs: what the logits mean, as for `center_posteriors`.
 
     Returns:
-      (num_classes,) probabilities or numbers.
+      (num_classes,) probabilities, or numbers for `values`, in at least float32.
+
+    Raises:
+      ValueError: if the crops are too small, or not floats with four axes.
+
+    Source:
+      Section 3.2 of the paper: a 5x5 grid of crops and their flips.
     """
     return flip_posteriors(model, variables, crops, outputs).mean(0)
 
@@ -303,11 +318,11 @@ def crop_corners(height: int, width: int, size: int) -> list[tuple[int, int]]:
 
 
 def grid_crops(image: Shaped[np.ndarray, "h w c"], size: int) -> Shaped[np.ndarray, "25 size size c"]:
-    """Return the 25 crops of an image, on the grid of `crop_corners`.
+    """Return the 25 crops of an image, on a regular 5x5 grid from edge to edge, row by row.
 
     Args:
       image: (H, W, C) of any dtype.
-      size: the side of a crop.
+      size: the side of a crop in pixels, at most H and W.
 
     Returns:
       (25, size, size, C) of the same dtype.

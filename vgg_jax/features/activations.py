@@ -30,10 +30,12 @@ def layer_activations(
       average_pool: use average pooling in place of max pooling, as Gatys et al. (2016) do for style transfer.
 
     Returns:
-      From each name to (N, H', W', C'), or (N, C') for a layer of the head, in the model's dtype.
+      From each name to (N, H', W', C'), or (N, C') for a layer of the head, in the model's dtype. With `conv_head`, the
+      head has maps up to relu7.
 
     Raises:
       UserError: if a name is not a layer of the model, or there is no name; the message lists the layers.
+      ValueError: if the images are too small, or not floats with four axes.
     """
     names = model.layer_names
     layers = (layers,) if isinstance(layers, str) else tuple(layers)

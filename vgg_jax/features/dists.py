@@ -41,9 +41,10 @@ def dists(
     Can be used inside `jit`, `grad` and `vmap`.
 
     Args:
-      model: VGG-16 without batch norm; the head may be missing.
+      model: VGG-16 without batch norm; the head may be missing. `dtype` is the dtype of its activations.
       variables: its variables: torchvision's for ImageNet, as in `vgg_jax.load("vgg16", features_only=True)`.
-      images: (..., H, W, 3) RGB, not normalized. The authors resize the short side to 256 pixels first.
+      images: (..., H, W, 3) RGB, not normalized, H and W at least 16. The authors resize the short side to 256 pixels
+        first.
       others: the same shape.
       input_range: the values of black and of white, such as (0, 1) or (0, 255).
       check_range: raise an error if a value lies outside `input_range`; not inside `jit`.
@@ -52,7 +53,13 @@ def dists(
       (...,) distances, in at least float32.
 
     Raises:
-      UserError: if the network is not VGG-16's convolutional part, or the shapes differ.
+      UserError: if the network is not VGG-16's convolutional part, the shapes differ, the images are not floats,
+        `input_range` does not rise, or `check_range` finds a value outside it.
+      ValueError: if the images are smaller than 16 pixels.
+
+    Source:
+      Ding et al. (2020), "Image Quality Assessment: Unifying Structure and Texture Similarity"; the weights are those
+      of the authors' package `dists-pytorch`.
     """
     if images.shape != others.shape:
         raise UserError(f"the others have shape {others.shape}; expected {images.shape}, as the images")

@@ -43,7 +43,7 @@ def grad_cam(
       model: the network.
       variables: its variables.
       images: (N, H, W, C) floats, normalized by the preprocessing of the weights.
-      labels: one class, or (N,) classes.
+      labels: one class, or (N,) classes: integers, whose range is not checked inside `jit`.
       layer: the layer whose map is weighted; by default the last ReLU of the convolutional part.
       positive: replace negative values by zero, as the source does.
       output: the layer whose channels `labels` are; by default the last, whose channels are classes.
@@ -52,7 +52,8 @@ def grad_cam(
       (N, H', W') in at least float32, with the height and width of the layer's map.
 
     Raises:
-      UserError: if a layer is unknown, has no map or follows `output`, or a label is no channel of the output.
+      UserError: if a layer is unknown, has no map or follows `output`, if `output` is None and the network has no
+        classes, or if the labels have a wrong shape or are no channels of the output.
 
     Source:
       Selvaraju et al. (2017), "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization".
@@ -89,14 +90,15 @@ def guided_backpropagation(
       model: the network.
       variables: its variables.
       images: (N, H, W, C) floats, normalized by the preprocessing of the weights.
-      labels: one class, or (N,) classes.
+      labels: one class, or (N,) classes: integers, whose range is not checked inside `jit`.
       output: the layer whose channels `labels` are; by default the last, whose channels are classes.
 
     Returns:
       (N, H, W, C) in the dtype of the images.
 
     Raises:
-      UserError: if the output is unknown, or a label is no channel of it.
+      UserError: if the output is unknown, or None in a network without classes, or if the labels have a wrong shape or
+        are no channels of it.
 
     Source:
       Springenberg et al. (2015), "Striving for Simplicity: The All Convolutional Net".
@@ -126,17 +128,18 @@ def integrated_gradients(
       model: the network.
       variables: its variables.
       images: (N, H, W, C) floats, normalized by the preprocessing of the weights.
-      labels: one class, or (N,) classes.
+      labels: one class, or (N,) classes: integers, whose range is not checked inside `jit`.
       baseline: a number or an array that can be broadcast to the images. 0 is the mean color of the preprocessing.
       steps: points of the Gauss-Legendre quadrature on the straight line from the baseline to the image.
-      batch_size: images that are computed together.
+      batch_size: the most images that are computed together; if N is larger, N are.
       output: the layer whose channels `labels` are; by default the last, whose channels are classes.
 
     Returns:
       (N, H, W, C) in at least float32.
 
     Raises:
-      UserError: if the output is unknown, a label is no channel of it, or `steps` or `batch_size` is less than 1.
+      UserError: if the output is unknown, or None in a network without classes, if the labels have a wrong shape or
+        are no channels of it, or if `steps` or `batch_size` is less than 1.
 
     Source:
       Sundararajan et al. (2017), "Axiomatic Attribution for Deep Networks".
@@ -177,20 +180,21 @@ def occlusion(
       model: the network.
       variables: its variables.
       images: (N, H, W, C) floats, normalized by the preprocessing of the weights.
-      labels: one class, or (N,) classes.
+      labels: one class, or (N,) classes: integers, whose range is not checked inside `jit`.
       window: height and width of the window in pixels, or one number for both.
-      stride: pixels from one window to the next, by default half of the window.
+      stride: pixels from one window to the next, by default half of the window, rounded up.
       baseline: what covers the window: a number or an array that can be broadcast to the images. 0 is the mean color
         of the preprocessing.
-      batch_size: images that are computed together.
+      batch_size: the most images that are computed together; if N is larger, N are.
       output: the layer whose channels `labels` are; by default the last, whose channels are classes.
 
     Returns:
       (N, H, W) in at least float32.
 
     Raises:
-      UserError: if the output is unknown, a label is no channel of it, the window does not fit into the images, the
-        stride is larger than the window, or `batch_size` is less than 1.
+      UserError: if the output is unknown, or None in a network without classes, if the labels have a wrong shape or
+        are no channels of it, if the window does not fit into the images, if the stride is larger than the window, or
+        if the stride or `batch_size` is less than 1.
 
     Source:
       Zeiler and Fergus (2014), "Visualizing and Understanding Convolutional Networks", section 4.2.

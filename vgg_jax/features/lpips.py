@@ -57,10 +57,16 @@ def lpips(
       check_range: raise an error if a value lies outside `input_range`; not inside `jit`.
 
     Returns:
-      (...,) distances, each at least 0; with `spatial`, (..., H, W).
+      (...,) distances, each at least 0; with `spatial`, (..., H, W). In at least float32.
 
     Raises:
-      UserError: if the network is not VGG-16's convolutional part, the version is unknown, or the shapes differ.
+      UserError: if the network is not VGG-16's convolutional part, the version is unknown, the shapes differ, the
+        images are not floats, `input_range` does not rise, or `check_range` finds a value outside it.
+      ValueError: if the images are smaller than 16 pixels.
+
+    Source:
+      Zhang et al. (2018), "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric"; the heads are those
+      of the authors' package `lpips` with net="vgg".
     """
     options: dict[str, Any] = dict(input_range=input_range, version=version, remat=remat, check_range=check_range)
     ours = lpips_features(model, variables, images, **options)
@@ -98,17 +104,17 @@ def lpips_features(
     Args:
       model: as for `lpips`.
       variables: its variables.
-      images: (..., H, W, 3) RGB, not normalized.
+      images: (..., H, W, 3) RGB, not normalized, H and W at least 16.
       input_range: the values of black and of white.
       version: 0.1 or 0.0, the version of the heads.
       remat: recompute the activations of each stage in the backward pass to save memory.
       check_range: raise an error if a value lies outside `input_range`; not inside `jit`.
 
     Returns:
-      From each of LAYERS to (..., H', W', C) activations in the model's dtype.
+      From relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3 to (..., H', W', C) activations in the model's dtype.
 
     Raises:
-      UserError: if the network is not VGG-16's convolutional part, or the version is unknown.
+      The errors of `lpips`.
     """
     if version not in VERSIONS:
         raise UserError(f"version is {version!r}; expected {' or '.join(VERSIONS)}")

@@ -32,10 +32,12 @@ def perceptual_distance(
       layers: from the name of a layer to its weight, for example {"relu1_2": 1.0, "relu2_2": 0.5}.
 
     Returns:
-      (N,), each at least 0, in at least float32: the squares are summed in it, whatever the model's dtype is.
+      (N,), each at least 0 if the weights are, in at least float32: the squares are summed in it, whatever the model's
+      dtype is.
 
     Raises:
       UserError: if a name is not a layer of the model, there is no name, or `layers` has no weights.
+      ValueError: if the images are too small, or not floats with four axes.
 
     Source:
       Johnson et al. (2016), section 3.2.

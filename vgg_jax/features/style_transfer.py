@@ -38,10 +38,9 @@ def style_transfer(
 ) -> Float[np.ndarray, "1 h w c"]:
     """Return an image with the content of one image and the style of another.
 
-    The optimization changes pixels from 0 to 1, and the loss normalizes them for the network. So one step changes the
-    picture alike, whatever the units are that the weights were trained with. Both losses are relative squared errors,
-    so the defaults suit any weights: the content loss that of activations, the style loss the mean over layers of that
-    of Gram matrices.
+    The optimizer changes pixels from 0 to 1, whatever images the weights expect; the loss normalizes them. The content
+    loss is the relative squared error of conv4_2. The style loss is the mean relative squared error of the Gram
+    matrices of conv1_1, conv2_1, conv3_1, conv4_1 and conv5_1. So the defaults suit any weights.
 
     Args:
       model: the network, with any depth and head.
@@ -59,9 +58,10 @@ def style_transfer(
       (1, H, W, C) float32 pixels from 0 to 1.
 
     Raises:
-      UserError: if the optimizer is unknown, or the pixels are not from 0 to 1.
+      UserError: if the optimizer is unknown, the pixels are not floats from 0 to 1, or the network lacks a layer.
 
-    Source: Gatys et al. (2016), "Image Style Transfer Using Convolutional Neural Networks".
+    Source:
+      Gatys et al. (2016), "Image Style Transfer Using Convolutional Neural Networks".
     """
     if optimizer not in OPTIMIZERS:
         raise UserError(f"the optimizer is {optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
