@@ -234,12 +234,11 @@ class VGG(nn.Module):
     ) -> Float[Array, "n *output"]:
         """Return the logits of images.
 
-        The output of every layer is sown into `intermediates/outputs` under the layer's name. A variable
+        The output of every computed layer is sown into `intermediates/outputs` under its name, in `dtype`. A variable
         `perturbations/NAME` is added to the output of layer NAME: its gradient is that of the output.
 
         Args:
-          images: (N, H, W, C), floats, already normalized. C is arbitrary; H and W are at least
-            `smallest_image(last_layer)`.
+          images: (N, H, W, C) normalized floats. C is arbitrary; H and W are at least `smallest_image(last_layer)`.
           train: use dropout and the statistics of the batch; pass `rngs={"dropout": key}` and
             `mutable=["batch_stats"]`.
           last_layer: the last layer to compute; by default all are computed.
@@ -250,11 +249,12 @@ class VGG(nn.Module):
             after it are computed.
 
         Returns:
-          Logits (N, num_classes), or the output of `last_layer` or `final_layer`, in at least float32.
+          Logits (N, num_classes), or (N, D) without classes, or the output of `last_layer` or `final_layer`, in at
+          least float32.
 
         Raises:
-          ValueError: if the images have a wrong shape or dtype, or `train` is True and the network is optimized for
-            inference, or its convolutions contain their batch norm and are not frozen.
+          ValueError: if a layer is unknown, the images have a wrong shape or dtype, or `train` is True and the network
+            is optimized for inference, or its convolutions contain their batch norm and are not frozen.
         """
         names = self.layer_names
         if after is None:

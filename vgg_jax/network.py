@@ -45,6 +45,9 @@ class Network:
     """A network, ready to use: `net(images)` gives logits, `net.predict("photo.jpg")` gives classes.
 
     Flax's functional interface takes `net.model` and `net.variables`. `dataclasses.replace` changes a field.
+
+    Raises:
+      UserError: if the crop of the preprocessing is not one of `sides`.
     """
 
     model: VGG
@@ -73,8 +76,8 @@ class Network:
           (H, W, C) float32, with the height, width and channels of the preprocessing.
 
         Raises:
-          UserError: if the image cannot be read, the array is of another kind, or the preprocessing does not give the
-            channels that the network takes.
+          UserError: if the image cannot be read, the array is of another kind, or the preprocessing is unknown or does
+            not give the channels that the network takes.
         """
         preprocessing = self.checked_preprocessing()
         if isinstance(image, str | os.PathLike):
@@ -88,8 +91,11 @@ class Network:
           images: (N, H, W, C) floats, as `preprocess` returns them.
 
         Returns:
-          (N, num_classes) logits; for a network without classes, the output of its last layer: (N, width), or
-          (N, H', W', C) if `model.final_layer` ends it.
+          (N, num_classes) logits in at least float32; for a network without classes, the output of its last layer:
+          (N, width), or (N, H', W', C) if `model.final_layer` ends it.
+
+        Raises:
+          ValueError: if the images are too small, or not floats with four axes.
         """
         logits: jax.Array = self._programs.logits(self.variables, placed(images))
         return logits
@@ -108,16 +114,12 @@ class Network:
 
         Raises:
           UserError: if `top` is less than 1, a folder has no images, the network has no classes or a softmax of one
-            output, or an image in memory cannot be used.
+            output, its preprocessing is unknown, or an image in memory cannot be used.
         """
         return list(self.iter_predictions(images, top, batch_size))
 
     def iter_predictions(
-        self,
-        images: Image | Sequence[Image],
-        top: int = 5,
-        batch_size: int = 32,
-        ahead: CompiledAhead | None = None,
+        self, images: Image | Sequence[Image], top: int = 5, batch_size: int = 32, ahead: CompiledAhead | None = None
     ) -> Iterator[Prediction]:
         """Return an iterator over the predictions, which are computed batch by batch.
 
@@ -156,10 +158,11 @@ class Network:
           layers: names from `net.model.layer_names`: conv1_1 is before the ReLU, relu1_1 after it.
 
         Returns:
-          From each name to (N, H', W', C'), or (N, C') for a layer of the head.
+          From each name to (N, H', W', C') or (N, C') as `features.layer_activations`; for paths, float32 of NumPy.
 
         Raises:
-          UserError: if a name is not a layer of the network, or a file is not an image.
+          UserError: if a name is not a layer of the network, a path cannot be read, or its preprocessing is unknown.
+          ValueError: if an array is too small, or not floats with four axes.
         """
         names = (layers,) if isinstance(layers, str) else tuple(layers)
         if not hasattr(images, "ndim"):
@@ -188,7 +191,7 @@ class Network:
             `export.stablehlo.save_stablehlo`, for a folder those of `export.folders.write_folder`.
 
         Raises:
-          UserError: if the suffix is another, the format has no such network, or the path cannot be written.
+          UserError: if the suffix is another, the format has no such network, a package is missing, or writing fails.
         """
         from vgg_jax.export.targets import save_network  # here, because its import is slow
 
@@ -291,8 +294,7 @@ def load(
         source, or None if the source does not state it: then whatever needs it raises UserError.
       classes: the names of the classes, in place of those of the source. By default those of the source, or None.
       outputs: what the logits mean: softmax, sigmoid or values. By default that of the source, else softmax.
-      step: the checkpoint of a run: latest, best (by the accuracy or rmse of its evaluation) or the
-        number of a step.
+      step: the checkpoint of a run: latest, best (by the accuracy or rmse of its evaluation) or the number of a step.
       announce: called with the network before its weights are read; instead of arrays it has jax.ShapeDtypeStruct. It
         is not called for a run and for Keras' files.
 
@@ -300,8 +302,8 @@ def load(
       The network.
 
     Raises:
-      UserError: if the source is missing or damaged, is not a VGG, or has another number of classes, or the
-        preprocessing or the outputs are not valid.
+      UserError: if the source is missing, unreachable or damaged, is not a VGG, or has another number of classes or no
+        such step; if the preprocessing or the outputs are not valid; or if a package that reads it is not installed.
     """
     source = os.fspath(source)
     if outputs not in (None, *OUTPUTS):

@@ -40,7 +40,8 @@ def apply_defaults() -> bool:
     """Apply the settings that a user's program gets when it imports `VGG`, `Network` or `load`.
 
     On a host without accelerators, keep freed memory (see `keep_freed_memory`), cache the programs that compile in more
-    than a tenth of a second, and silence XLA's report of each cached program. On other hosts do nothing.
+    than a tenth of a second, and silence XLA's report of each cached program. On other hosts, or if `settings_are_on`
+    returns False, do nothing. A second call does nothing.
 
     Returns:
       Whether the settings have been applied.
@@ -61,7 +62,11 @@ def apply_defaults() -> bool:
 
 
 def configure() -> None:
-    """Apply all settings that a command shares with the others; call it before JAX runs its first program."""
+    """Apply all settings that a command shares with the others; call it before JAX runs its first program.
+
+    These are `silence_libraries` and, if `settings_are_on` returns True, `keep_freed_memory` and
+    `use_compilation_cache`.
+    """
     silence_libraries()
     if settings_are_on():
         keep_freed_memory()
@@ -120,7 +125,7 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
     the processor looks up fewer addresses: 25.1 instead of 22.9 images/s in inference by VGG-16 at 224x224, batch 8.
 
     Memory does not pile up over programs: when JAX has compiled a program or loaded it from the cache, freed memory
-    above MOST_FREE is returned. In between, the process holds what its programs have needed so far.
+    above 256 MiB is returned. In between, the process holds what its programs have needed so far.
 
     Call this before JAX runs its first program. It needs the GNU C library, and does nothing if JAX may use an
     accelerator.

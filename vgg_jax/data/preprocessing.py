@@ -22,7 +22,7 @@ class Preprocessing:
     resize: int = 256  # short side in pixels, antialiased bilinear
     crop: int = 224  # side of the square input in pixels
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel in `channel_order`, for pixels in [0, 1]
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)  # likewise
     channel_order: str = "RGB"  # or BGR, or L for one gray channel
     exif: bool = True  # turn photographs by their EXIF orientation
 
@@ -50,17 +50,32 @@ class Preprocessing:
     def __call__(self, image: PIL.Image.Image) -> np.ndarray:
         """Return the network's input, (crop, crop, C) float32, of an image of any mode and EXIF orientation.
 
+        The channels are in `channel_order`, so C is 3, or 1 for L.
+
         Raises:
           UserError: if the range of the image's values is unknown, as of floating-point values.
+          OSError, ValueError, SyntaxError or DecompressionBombError, as Pillow: if the image cannot be decoded.
         """
         return self._normalize(self.view(image))
 
     def view(self, image: PIL.Image.Image) -> np.ndarray:
-        """Return the resized and cropped image before normalization, (crop, crop, C) uint8."""
+        """Return the resized and cropped image before normalization, (crop, crop, C) uint8 in `channel_order`.
+
+        Raises:
+          The errors of `__call__`.
+        """
         return self.ordered(center_crop(self._resized(image, self.resize), self.crop))
 
     def uncropped(self, image: PIL.Image.Image, resize: int) -> np.ndarray:
-        """Return the whole image with its short side resized to `resize`, normalized, (H, W, C) float32."""
+        """Return the whole image with its short side resized to `resize`, normalized, (H, W, C) float32.
+
+        Args:
+          image: the image.
+          resize: the short side in pixels, in place of the field.
+
+        Raises:
+          The errors of `__call__`.
+        """
         return self._normalize(self.resized(image, resize))
 
     def resized(self, image: PIL.Image.Image, resize: int) -> np.ndarray:
@@ -75,7 +90,10 @@ class Preprocessing:
         """Return the image of a network's input: the inverse of the normalization, rounded and clipped to uint8.
 
         Args:
-          array: (H, W, C) float32.
+          array: (H, W, C) floats, with the channels in `channel_order`.
+
+        Returns:
+          The image in mode RGB, or L if `channel_order` is L.
         """
         pixels = np.asarray(array, np.float32) * np.array(self.std, np.float32) + np.array(self.mean, np.float32)
         pixels = self.ordered((pixels * 255).round().clip(0, 255).astype(np.uint8))

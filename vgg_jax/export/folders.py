@@ -61,7 +61,8 @@ def write_folder(
       Notes: what was changed for timm, or why timm does not read the folder.
 
     Raises:
-      UserError: if the folder holds files, it cannot be written, or both `card` and `measured` are given.
+      UserError: if the folder holds files, its parent is missing, it cannot be written, or both `card` and `measured`
+        are given.
     """
     check_folder(path)
     if card is not None and measured is not None:

@@ -35,7 +35,11 @@ def to_nnx(model: VGG, variables: Mapping[str, Any], rngs: nnx.Rngs | None = Non
 
 
 def from_nnx(module: nnx.bridge.ToNNX) -> dict[str, Any]:
-    """Return the variables that a module of `to_nnx` holds, such as after training."""
+    """Return the variables that a module of `to_nnx` holds, such as after training.
+
+    Returns:
+      `params`, and `batch_stats` with batch norm.
+    """
     variables: dict[str, Any] = {}
     for collection, variable in VARIABLES.items():
         state = nnx.to_pure_dict(nnx.state(module, variable))

@@ -17,14 +17,17 @@ LARGEST = 2**31 - 1  # bytes of a protocol buffer
 def write_onnx(path: str | os.PathLike[str], network: Loaded, options: OnnxOptions = DEFAULT) -> None:
     """Write a network as an ONNX file, which appears complete or not at all.
 
+    The input is `images`, float32 or uint8. The output, in float32, is `logits`, `probabilities`, `values` or
+    `features`. The graph computes in float32, with operator set 17. The weights keep their dtype.
+
     Args:
       path: the file, which is overwritten if it exists. It ends in .onnx.
       network: the network.
       options: the choices of the file.
 
     Raises:
-      UserError: if the path is wrong, onnx is not installed, an option does not fit the network, or the file cannot be
-        written.
+      UserError: if the path is wrong, onnx is not installed, an option does not fit the network, the file would have
+        more than 2 GiB, or it cannot be written.
     """
     path = os.fspath(path)
     check_onnx_target(path)

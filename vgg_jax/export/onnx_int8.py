@@ -29,14 +29,14 @@ def write_int8(
 ) -> int:
     """Write a network as an ONNX file whose weights and activations are 8-bit integers.
 
-    The batch norm is folded. The weights have a scale for each output channel. The range of each activation is that of
-    the images in a folder.
+    The batch norm is folded. The weights are int8 with a scale for each output channel. The activations are uint8, and
+    the range of each is that of the images in a folder. Input and output are those of `write_onnx`.
 
     Args:
       path: the file, which is overwritten if it exists. It ends in .onnx.
       network: the network, whose preprocessing is known.
-      folder: images for calibration; if it has more than MOST_IMAGES, they are taken at equal distances.
-      options: the choices of the file.
+      folder: images for calibration; if it has more than 500, so many are taken at equal distances.
+      options: the choices of the file; batch norm is always folded, and a size must be the crop.
 
     Returns:
       The number of images that were used.
@@ -44,6 +44,9 @@ def write_int8(
     Raises:
       UserError: if the path or an option is wrong, the folder has no image that can be read, the preprocessing is
         unknown, onnx or onnxruntime is not installed, or the file cannot be written.
+
+    Source:
+      `quantize_static` of ONNX Runtime.
     """
     require("onnxruntime.quantization", "export")
     path = os.fspath(path)

@@ -33,21 +33,23 @@ def save_stablehlo(
 
     Args:
       path: the file, whose name ends in .stablehlo. It is overwritten if it exists.
-      network: the network. Images are preprocessed: (N, H, W, C) float32.
+      network: the network. The program takes preprocessed images: (N, H, W, C) float32, or float64 if the network
+        computes in float64.
       size: the height and width of the images; "any" for all heights and widths that the network takes; None for the
         crop of its preprocessing.
       platforms: the devices, of cpu, cuda, rocm and tpu.
       beside: write the weights to a .safetensors file of the same name, and pass them to the program: it then has two
         arguments, the weights by name and the images. An older file of this kind is overwritten, another one is not. By
         default the weights are part of the program.
-      probabilities: return the softmax or sigmoid of the logits, as the network's outputs mean.
+      probabilities: return the softmax or sigmoid of the logits, as the network's outputs mean; values stay.
 
     Returns:
       Notes, such as the name of the second file.
 
     Raises:
-      UserError: if flatbuffers is missing, the network takes no such images, the weights are too large for the program,
-        the file beside would replace another network's, or a file cannot be written.
+      UserError: if the suffix or a platform is another, flatbuffers is missing, the network takes no such images, the
+        weights are too large for the program, the file beside would replace another network's, or a file cannot be
+        written.
     """
     path = os.fspath(path)
     if not path.lower().endswith(SUFFIX):

@@ -8,7 +8,8 @@ class Geometry(NamedTuple):
 
     Position i of a row or column sees the pixels from `i * stride - padding` to `i * stride - padding +
     receptive_field - 1`. Those outside the image are zeros of the convolutions' padding. The output for an image of
-    H x W pixels has H // stride x W // stride positions.
+    H x W pixels has H // stride x W // stride positions. A layer of the head, as in dense evaluation, has
+    `pool_size - 1` fewer in each direction.
     """
 
     channels: int  # of the output

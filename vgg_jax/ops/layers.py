@@ -65,7 +65,7 @@ def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
     return y, jnp.where(y != 0, *tangents, 0)  # XLA would turn y > 0 into x > 0, and keep x
 
 
-# FAST has the operations of vgg_jax.ops, which are faster on a CPU. PLAIN has those of Flax, which compile faster. Both
-# give the same results and derivatives up to rounding.
+# FAST has the operations of vgg_jax.ops, which are faster on a CPU. PLAIN has those of Flax, which compile faster,
+# except for batch norm and the ReLU. Both give the same results and derivatives up to rounding.
 FAST = Layers(conv=_fast_conv, norm=BatchNorm, pool=max_pool, dense=Dense, relu=relu)
 PLAIN = Layers(conv=nn.Conv, norm=BatchNorm, pool=plain_max_pool, dense=nn.Dense, relu=relu)

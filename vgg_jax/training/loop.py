@@ -31,6 +31,9 @@ def build(config: Config, mesh: Mesh) -> Run:
       config: the configuration, accepted by `validation.check_config`, after `run_directory.resolve_dtype`.
       mesh: the devices, from `sharding.make_mesh`.
 
+    Returns:
+      The data, the network and the jitted steps of the run.
+
     Raises:
       UserError: if data are missing, or do not fit the configuration or the number of devices.
     """
@@ -74,7 +77,7 @@ def train_and_evaluate(
     """Train as `config` describes, or resume the run in `workdir`.
 
     Args:
-      config: the configuration, accepted by `validation.check_config`.
+      config: the configuration, accepted by `validation.check_config`. Its dtype decides whether JAX is in 64-bit mode.
       workdir: the directory of the run.
       summary: print the table of the network's layers before training.
       allow_changes: resume with a configuration that differs from that of the run so far.

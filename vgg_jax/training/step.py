@@ -33,8 +33,8 @@ def train_step(
 
     Args:
       state: the state before the step.
-      batch: `image` (N, H, W, C), and `label`: (N,) integers below the number of classes, or (N, K) floats for the K
-        outputs; see `losses.example_losses`.
+      batch: `image` (N, H, W, C), normalized floats unless `augment` normalizes them, and `label`: (N,) integers below
+        the number of classes, or (N, K) floats for the K outputs; see `losses.example_losses`.
       key: the key of the run. Augmentation and dropout use keys folded from it and the step of the state.
       augment: from (key, batch) to a batch of normalized float images and of labels, which reach the loss. An entry
         `answer` replaces the labels in the accuracy.
@@ -132,9 +132,9 @@ def eval_step(
 
     Args:
       state: the state to evaluate. If it has exponential moving averages, these are evaluated.
-      batch: `image` (N, H, W, C), `label` (N,) integers or (N, K) floats, and `weight` (N,): 1, or 0 for an example
-        that does not count.
-      normalize: from batch["image"] to normalized float images.
+      batch: `image` (N, H, W, C), `label` (N,) integers or (N, K) floats, and `weight` (N,) floats: 1, or 0 for an
+        example that does not count.
+      normalize: from batch["image"] to normalized float images; by default they are normalized already.
       flip: average the logits of each image and its horizontal flip.
       loss: softmax, sigmoid or squared_error.
       per_class: return the sums of each class too; not for squared_error.
@@ -166,7 +166,7 @@ def evaluate(step: Callable[[Any], dict[str, jax.Array]], batches: Iterable[Batc
 
     Args:
       step: `eval_step` with its state bound: from a batch to the sums over it.
-      batches: each example once; those of weight 0 do not count.
+      batches: one or more, with each example once; those of weight 0 do not count.
     """
     sums: list[dict[str, np.ndarray]] = []
     unread: dict[str, jax.Array] | None = None

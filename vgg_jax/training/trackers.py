@@ -31,7 +31,7 @@ class Tracker(Protocol):
         """Record a report.
 
         Args:
-          kind: train, eval, classes (the accuracy of each class, named accuracy/CLASS) or memory.
+          kind: train, eval, classes (the accuracy of each class, named accuracy/CLASS) or memory (bytes, at step 0).
           step: the steps taken so far.
           epoch: the epochs so far.
           metrics: numbers by name, such as loss and accuracy. They may be NaN or infinite.
@@ -49,7 +49,7 @@ class JsonLines:
         self._path = path
 
     def start(self, config: Mapping[str, Any], step: int) -> None:
-        """Open the file, and drop the lines after `step`."""
+        """Open the file, and drop the lines after `step`; if `step` is 0, drop all."""
         kept = [line for line in read_metrics(self._path) if line["step"] <= step] if step else []
         with open(self._path + ".partial", "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
@@ -74,7 +74,11 @@ class TensorBoard:
         self._directory = directory
 
     def start(self, config: Mapping[str, Any], step: int) -> None:
-        """Open the events, and purge those after `step`."""
+        """Open the events, and purge those after `step`.
+
+        Raises:
+          UserError: if tensorboardX is not installed.
+        """
         self._events = _summary_writer()(self._directory, purge_step=step + 1)
 
     def record(self, kind: str, step: int, epoch: float, metrics: Metrics) -> None:
@@ -107,6 +111,9 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Args:
       path: the file.
+
+    Returns:
+      For each line a dict of kind, step, epoch and the metrics. NaN and infinity are None.
     """
     if not os.path.exists(path):
         return []

@@ -34,11 +34,15 @@ def optimize_for_inference(
       image_shape: the shape (N, H, W, C) of the batches of images.
 
     Returns:
-      (model, variables): the network with `batch_norm=False`, and its `params` in float32.
+      (model, variables): the network with `batch_norm=False`, `remat=False` and `param_dtype=float32`, and its
+      `params`. The folded and transformed arrays are float32. The other arrays are those of `variables`.
 
     Raises:
-      UserError: if the network does not compute in float32, has layers of its own or variables that are not on a CPU,
-        or the shape is not one of images.
+      UserError: if the network does not compute in float32, has layers or a sharding of its own or variables that are
+        not on a CPU, or the shape is not one of images.
+
+    Source:
+      Lavin and Gray (2016), "Fast Algorithms for Convolutional Neural Networks", for the transformed kernels.
     """
     _check(model, variables, image_shape)
     if model.layers == INFERENCE:

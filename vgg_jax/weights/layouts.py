@@ -97,11 +97,12 @@ def from_torch(state_dict: Mapping[str, Any], model: VGG | None = None) -> tuple
         what was assumed. Pass the model if its `pool_after` is not the default.
 
     Returns:
-      (model, variables). The variables share no memory with `state_dict`.
+      (model, variables). The variables share no memory with `state_dict`. Kernels are (H, W, in, out) or (in, out), in
+      `model.param_dtype`, which by default is the dtype of the weights. Running statistics are at least float32.
 
     Raises:
-      UserError: if names are missing or unexpected or shapes are wrong (the message lists all of them), or if the
-        weights are float64 and JAX's 64-bit mode is off.
+      UserError: if names are missing or unexpected or shapes are wrong (the message lists all of them), a tensor is
+        sparse, quantized or complex, or the weights are float64 and JAX's 64-bit mode is off.
     """
     arrays = torchvision_names(state_dict)
     if model is None:
@@ -181,8 +182,9 @@ def to_torch(model: VGG, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
       variables: its variables: `params`, and `batch_stats` with batch norm.
 
     Returns:
-      From torchvision's or timm's names to NumPy arrays, in their order and layout. bfloat16 arrays have the dtype of
-      ml_dtypes. `num_batches_tracked` of batch norm, which has no counterpart here, is 0.
+      From torchvision's or timm's names to NumPy arrays, in their order and layout: kernels are (out, in, H, W) or
+      (out, in). They are copies in the dtypes of `variables`; bfloat16 arrays have the dtype of ml_dtypes.
+      `num_batches_tracked` of batch norm, which has no counterpart here, is 0.
 
     Raises:
       UserError: if arrays are missing or unexpected or shapes are wrong; the message lists all of them.
