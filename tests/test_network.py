@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import subprocess
 import sys
 
@@ -83,6 +84,15 @@ def test_images_in_memory_are_answered_as_files(net, tmp_path):
     assert len({(result.labels, result.probabilities) for result in results}) == 1
     assert [r.labels for r in net.predict(np.stack([pixels, pixels]), top=3)] == [results[0].labels] * 2
     assert net.predict(image, top=3)[0].labels == results[0].labels
+
+
+def test_truncated_image_in_memory_is_refused(net):
+    file = io.BytesIO()
+    photographs(1)[0].convert("RGB").save(file, "JPEG")
+    image = PIL.Image.open(io.BytesIO(file.getvalue()[:-500]))  # Pillow decodes it when its pixels are needed
+    for read in (net.preprocess, net.predict):
+        with raises_user_error(f"an image of {image.width}x{image.height} pixels: not a readable image: image file is"):
+            read(image)
 
 
 def test_one_pixel_is_an_image(net, tmp_path):
@@ -228,6 +238,8 @@ def test_wrong_inputs_are_refused(net, three, tmp_path):
         net.preprocess(np.zeros((8, 8, 2), np.uint8))
     with raises_user_error("top is 0; expected 1 or more"):
         net.predict(photographs(1), top=0)
+    with raises_user_error("batch_size is 0; expected 1 or more"):
+        net.predict(photographs(1), batch_size=0)
     with raises_user_error("is a folder without images"):
         net.predict(tmp_path)
     with raises_user_error("runs/missing does not exist"):

@@ -81,8 +81,8 @@ class Network:
         """
         preprocessing = self.checked_preprocessing()
         if isinstance(image, str | os.PathLike):
-            return read_image(os.fspath(image), preprocessing)
-        return preprocessing(image if isinstance(image, PIL.Image.Image) else _to_pil(image))
+            image = os.fspath(image)
+        return read_image(image if isinstance(image, str | PIL.Image.Image) else _to_pil(image), preprocessing)
 
     def __call__(self, images: Float[Array | np.ndarray, "n h w c"]) -> Float[Array, "n *output"]:
         """Return the logits of preprocessed images. The function is compiled once for each shape.
@@ -113,8 +113,8 @@ class Network:
           One prediction for each image. For a file that is not an image, its `error` says why.
 
         Raises:
-          UserError: if `top` is less than 1, a folder has no images, the network has no classes or a softmax of one
-            output, its preprocessing is unknown, or an image in memory cannot be used.
+          UserError: if `top` or `batch_size` is less than 1, a folder has no images, the network has no classes or a
+            softmax of one output, its preprocessing is unknown, or an image in memory cannot be used.
         """
         return list(self.iter_predictions(images, top, batch_size))
 
@@ -132,8 +132,9 @@ class Network:
         Raises:
           UserError: as `predict` does.
         """
-        if top < 1:
-            raise UserError(f"top is {top}; expected 1 or more")
+        for name, number in (("top", top), ("batch_size", batch_size)):
+            if number < 1:
+                raise UserError(f"{name} is {number}; expected 1 or more")
         found = find_images(images)
         self.check_has_classes()
         preprocessing = self.checked_preprocessing()
@@ -167,9 +168,8 @@ class Network:
         names = (layers,) if isinstance(layers, str) else tuple(layers)
         if not hasattr(images, "ndim"):
             return {**self.embeddings(images, names, pool="none", all_readable=True).features}
-        inputs = placed(images)
-        activations: dict[str, Array | np.ndarray] = self._programs.activations(self.variables, inputs, names)
-        return activations
+        found: dict[str, Array | np.ndarray] = self._programs.activations(self.variables, placed(images), names)
+        return found
 
     def embeddings(self, source: Path | Sequence[Path], layers: str | Sequence[str], **options: Any) -> Embeddings:
         """Return the features of many images, with their names and labels, as `vgg-jax extract` computes them.

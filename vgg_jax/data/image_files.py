@@ -191,21 +191,24 @@ def to_array(image: PIL.Image.Image) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
-def read_image(path: str, view: Callable[[PIL.Image.Image], np.ndarray]) -> np.ndarray:
-    """Return `view` of an image file; `view` is a Preprocessing, for example.
+def read_image(image: str | PIL.Image.Image, view: Callable[[PIL.Image.Image], np.ndarray]) -> np.ndarray:
+    """Return `view` of an image file, given its path, or of an image; `view` is a Preprocessing, for example.
 
     Raises:
-      UserError: if the file is not an image, if the range of its values is unknown, or if the image has more than
+      UserError: if the image cannot be decoded, if the range of its values is unknown, or if a file has more than
         `LARGEST` pixels.
     """
     try:
-        with open(path, "rb") as file, open_file(file) as image:
+        if isinstance(image, PIL.Image.Image):
             return view(image)
+        with open(image, "rb") as file, open_file(file) as opened:
+            return view(opened)
     except DECODING_ERRORS as error:
         if isinstance(error, UserError) and not isinstance(error, ImageError):
             raise
         reason = error.strerror or error if isinstance(error, OSError) else error
-        raise UserError(f"{path}: not a readable image: {reason}") from None
+        name = image if isinstance(image, str) else f"an image of {image.width}x{image.height} pixels"
+        raise UserError(f"{name}: not a readable image: {reason}") from None
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
