@@ -80,6 +80,7 @@ def check(case, monkeypatch):
     assert relative_error(*results) < 1e-12
 
 
+@pytest.mark.slow
 @given(case=cases())
 @example(case=("linearize", "winograd", (2, 7, 6, 3), "training"))
 @example(case=("forward over reverse", "winograd in bands", (2, 9, 6, 5), "none"))

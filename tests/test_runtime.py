@@ -36,6 +36,7 @@ print(counts[2] - counts[1])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are those of the GNU C library's allocator")
 def test_second_run_of_a_program_takes_no_new_pages():
     faults = {

@@ -140,6 +140,7 @@ def test_sharded_conv_head_gives_the_same_logits(narrow_net):
     assert relative_error(jax.jit(sharded.apply)(variables, images), expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_gradients_of_conv_head_equal_timm(narrow_net):
     net = narrow_net(num_classes=5).double()
     with jax.enable_x64(True):

@@ -2,9 +2,12 @@
 
 import sys
 
+import pytest
+
 from benchmarks import precision
 
 
+@pytest.mark.slow
 def test_errors_follow_the_mantissa(monkeypatch, capsys, narrow):
     arguments = ["precision.py", "--networks", "vgg16", "--size", "32", "--batch", "2", "--simulate"]
     monkeypatch.setattr(precision, "NETWORKS", {"vgg16": dict(depth=11, hidden=(16,), num_classes=5, pool_size=1)})

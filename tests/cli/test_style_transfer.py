@@ -25,6 +25,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_picture_starts_from_the_content(folder):
     subprocess.run([*COMMAND, "out.png", *OPTIONS, "--optimizer", "adam"], cwd=folder, check=True)
     with PIL.Image.open(folder / "out.png") as out, PIL.Image.open(folder / "content.png") as content:
@@ -35,6 +36,7 @@ def test_picture_starts_from_the_content(folder):
         assert 0 < np.abs(difference).max() <= 16
 
 
+@pytest.mark.slow
 def test_gray_network_paints_a_gray_picture(tmp_path):
     gray = Preprocessing(32, 32, (0.3,), (0.4,), "L")
     Network(MODEL, random_variables(MODEL, 32, 32, 1), gray).save(tmp_path / "net.safetensors")

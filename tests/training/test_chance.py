@@ -40,6 +40,7 @@ def test_remedies_fit_the_configuration():
     assert diagnosis(Config(ModelConfig(num_classes=10)), math.log(20), 0.1, 100) == ""
 
 
+@pytest.mark.slow
 def test_deep_plain_network_at_chance_is_diagnosed_once(config, tmp_path, capsys):  # noqa: F811 - the fixture
     """The second epoch does not repeat the line. A network that learns: tests/cli/test_train.py."""
     model = ModelConfig(depth=19, batch_norm=False, pool_after=(1, 2, 3, 4))

@@ -50,6 +50,7 @@ def resident_after_each_step(*arguments):
     return [int(line) for line in process.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @needs_linux
 def test_memory_is_constant_over_saves(tmp_path):
     """Successive saves overlap, so that each step runs beside a save that reads the state before it."""

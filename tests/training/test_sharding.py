@@ -118,6 +118,7 @@ def test_head_sharding_is_not_saved(tmp_path):
     assert load(path).model.head_sharding is None
 
 
+@pytest.mark.slow
 def test_sharded_head_sends_a_sixth_of_the_bytes():
     """The compiled programs of VGG-16 at 224 on 8 devices, global batch 256, agree with the formula."""
     moved, held = {}, {}
