@@ -144,6 +144,7 @@ def train_both(workdirs, data_dir, *fields):
     return codes, errors
 
 
+@pytest.mark.slow
 def test_failure_of_the_first_process_ends_both(data_dir, tmp_path):
     """The data are missing on the first machine only."""
     workdir = tmp_path / "run"
