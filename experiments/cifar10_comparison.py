@@ -75,6 +75,7 @@ def train_pytorch(options: argparse.Namespace, workdir: str, seed: int, compiled
             file.write(json.dumps({"seconds": time.perf_counter() - clock, "exit_code": 0}) + "\n")
     lines = read_metrics(os.path.join(workdir, "metrics.jsonl"))
     return {
+        "train": {name: [line[name] for line in lines] for name in ("epoch", "loss")},
         "eval": {name: [line[name] for line in lines] for name in ("epoch", "accuracy")},
         "epoch_seconds": [round(line["seconds"], 1) for line in lines],
         "command_seconds": [round(line["seconds"], 1) for line in commands(workdir)],
@@ -92,6 +93,12 @@ def train_ours(options: argparse.Namespace, workdir: str, seed: int) -> dict[str
     return figures(workdir, BATCH)
 
 
+def last_loss(run: dict[str, Any]) -> float:
+    """Return the mean training loss of the last epoch, of its reports if there are several."""
+    epochs, losses = run["train"]["epoch"], run["train"]["loss"]
+    return statistics.mean(loss for epoch, loss in zip(epochs, losses, strict=True) if epoch > max(epochs) - 1)
+
+
 def report(runs: dict[str, dict[str, Any]], form: dict[str, Any], settings: dict[str, Any], out: str) -> None:
     """Write the result files and the picture."""
     rows, means = [], {}
@@ -103,17 +110,22 @@ def report(runs: dict[str, dict[str, Any]], form: dict[str, Any], settings: dict
         interrupted = any(len(run["command_seconds"]) > 1 for run in mine)
         means[side] = {"accuracy": statistics.mean(accuracies), "epoch": epoch, "command": command}
         each = ", ".join(f"{accuracy:.2%}" for accuracy in accuracies)
+        losses = ", ".join(f"{last_loss(run):.3f}" for run in mine)
         note = " (interrupted)" if interrupted else ""
-        rows.append(f"| {side} | {means[side]['accuracy']:.2%} | {each} | {epoch:.1f} | {command:.0f}{note} |")
+        cells = (f"{means[side]['accuracy']:.2%}", each, losses, f"{epoch:.1f}", f"{command:.0f}{note}")
+        rows.append(f"| {side} | {' | '.join(cells)} |")
     ours, theirs = (means[side] for side in SIDES)
     times = form["seconds"]
+    heads = ["mean accuracy", "each seed", "loss of the last epoch"]
+    heads += ["seconds an epoch, median", "seconds of the command, mean"]
     lines = [
         "# vgg_jax beside PyTorch on CIFAR-10",
         "",
         f"VGG-11 with batch norm, {settings['epochs']:g} epochs of {settings['images']:,} training images, float32.",
         "Evaluated on 5,000 other training images with their horizontal flips. Whole commands, in turn.",
-        *("", "| | mean accuracy | each seed | seconds an epoch, median | seconds of the command, mean |"),
-        *("|---|---|---|---|---|", *rows, ""),
+        "",
+        f"| | {' | '.join(heads)} |",
+        *("|---" * (1 + len(heads)) + "|", *rows, ""),
         f"Difference of the mean accuracies: {100 * (ours['accuracy'] - theirs['accuracy']):+.2f} points. PyTorch",
         f"takes {theirs['epoch'] / ours['epoch']:.2f} times as long by the epoch, and "
         f"{theirs['command'] / ours['command']:.2f} times by the command.",
